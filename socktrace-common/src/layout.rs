@@ -1,0 +1,59 @@
+//! The kernel fields that the programs read.
+//!
+//! One line a field. The eBPF side turns each into a read-only global of that name, the loader finds
+//! the offset in the running kernel's BTF and writes it there before the programs are verified. A
+//! `bits` field counts in bits, the others in bytes. [`ABSENT`] stands for a field that this kernel
+//! does not have; `required` fields are never absent when a program runs.
+
+/// Offset of a field that the running kernel lacks.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Calls `$then! { NAME "type" "member.path" need unit; ... }` with every field.
+#[macro_export]
+macro_rules! for_each_field {
+    ($then:ident) => {
+        $then! {
+            SK_FAMILY "sock" "__sk_common.skc_family" required bytes;
+            SK_STATE "sock" "__sk_common.skc_state" required bytes;
+            SK_NUM "sock" "__sk_common.skc_num" required bytes;
+            SK_RCV_SADDR "sock" "__sk_common.skc_rcv_saddr" required bytes;
+            SK_V6_RCV_SADDR "sock" "__sk_common.skc_v6_rcv_saddr" optional bytes;
+            SK_NET "sock" "__sk_common.skc_net.net" required bytes;
+            SK_COOKIE "sock" "__sk_common.skc_cookie" required bytes;
+            SK_REUSEPORT "sock" "__sk_common.skc_reuseport" required bits;
+            SK_IPV6ONLY "sock" "__sk_common.skc_ipv6only" required bits;
+            SK_BOUND_IF "sock" "__sk_common.skc_bound_dev_if" required bytes;
+            SK_ACK_BACKLOG "sock" "sk_ack_backlog" required bytes;
+            SK_MAX_ACK_BACKLOG "sock" "sk_max_ack_backlog" required bytes;
+            SK_PROTOCOL "sock" "sk_protocol" required bytes;
+            SK_SOCKET "sock" "sk_socket" required bytes;
+            SK_UID "sock" "sk_uid.val" required bytes;
+            ICSK_QLEN "inet_connection_sock" "icsk_accept_queue.qlen" required bytes;
+            ICSK_YOUNG "inet_connection_sock" "icsk_accept_queue.young" required bytes;
+            TCP_IS_MPTCP "tcp_sock" "is_mptcp" optional bytes;
+            MPTCP_FIRST "mptcp_sock" "first" optional bytes;
+            NET_INUM "net" "ns.inum" required bytes;
+            NET_SOMAXCONN "net" "core.sysctl_somaxconn" required bytes;
+            NET_SYNCOOKIES "net" "ipv4.sysctl_tcp_syncookies" required bytes;
+            NET_MAX_SYN_BACKLOG "net" "ipv4.sysctl_max_syn_backlog" required bytes;
+            SOCKET_SK "socket" "sk" required bytes;
+            SOCKET_VFS_INODE "socket_alloc" "vfs_inode" required bytes;
+            INODE_INO "inode" "i_ino" required bytes;
+            TASK_TASKS "task_struct" "tasks" required bytes;
+            TASK_TGID "task_struct" "tgid" required bytes;
+            TASK_LEADER "task_struct" "group_leader" required bytes;
+            TASK_FILES "task_struct" "files" required bytes;
+            FILES_FDT "files_struct" "fdt" required bytes;
+            FDT_FD "fdtable" "fd" required bytes;
+            FDT_MAX "fdtable" "max_fds" required bytes;
+            FILE_PRIVATE "file" "private_data" required bytes;
+            FILE_INODE "file" "f_inode" required bytes;
+            SKB_HEAD "sk_buff" "head" required bytes;
+            SKB_TRANSPORT "sk_buff" "transport_header" required bytes;
+            SKB_PROTOCOL "sk_buff" "protocol" required bytes;
+            SKB_DST "sk_buff" "_skb_refdst" required bytes;
+            DST_DEV "dst_entry" "dev" required bytes;
+            DEV_NET "net_device" "nd_net.net" required bytes;
+        }
+    };
+}

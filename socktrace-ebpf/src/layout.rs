@@ -1,0 +1,23 @@
+//! Offsets of kernel fields and other constants that the loader fills in.
+
+use aya_ebpf::Global;
+use socktrace_common::layout::ABSENT;
+
+macro_rules! fields {
+    ($($name:ident $type:literal $path:literal $need:ident $unit:ident;)*) => {
+        $(
+            #[doc = concat!("Offset of `", $type, ".", $path, "`.")]
+            #[unsafe(no_mangle)]
+            pub(crate) static $name: Global<u32> = Global::new(ABSENT);
+        )*
+    };
+}
+socktrace_common::for_each_field!(fields);
+
+/// Number of possible CPUs: the stride of the `CELLS` map.
+#[unsafe(no_mangle)]
+pub(crate) static CPUS: Global<u32> = Global::new(1);
+
+/// 1 when the tracepoint backend runs and listeners have to be found by (netns, port).
+#[unsafe(no_mangle)]
+pub(crate) static BY_PORT: Global<u32> = Global::new(0);

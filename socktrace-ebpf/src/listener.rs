@@ -1,0 +1,151 @@
+//! What the hooks mean, whichever way they are attached.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use aya_log_ebpf::debug;
+use socktrace_common::{SLOT_HAS_REQUESTED, Slot, slot_state, tcp_state};
+
+use crate::{
+    group, layout, maps,
+    mem::{Mem, Probe},
+    snapshot,
+};
+
+/// A program asked for a backlog: `listen()` began.
+///
+/// `__sys_listen(fd, backlog)` cuts the number down to `somaxconn` before anything below sees it.
+#[inline(always)]
+pub(crate) fn requested(backlog: i32) {
+    // Failure means the backlog stays unknown, which is shown as such.
+    let _ = maps::REQUESTED.insert(bpf_get_current_pid_tgid(), backlog, 0);
+}
+
+/// `listen()` reached its socket. A socket that listens already only gets a new limit.
+#[inline(always)]
+pub(crate) fn listen(sk: *const u8) {
+    if let Some(index) = maps::slot_of(sk)
+        && let Some(slot) = maps::SLOTS.get_ptr_mut(index)
+    {
+        // SAFETY: array elements live as long as the map.
+        take_requested(unsafe { &mut *slot });
+    }
+}
+
+/// Moves what this thread asked for, if anything, into the slot.
+#[inline(always)]
+fn take_requested(slot: &mut Slot) {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the value is copied at once.
+    if let Some(backlog) = unsafe { maps::REQUESTED.get(thread) } {
+        slot.requested = *backlog;
+        slot.flags |= SLOT_HAS_REQUESTED;
+        let _ = maps::REQUESTED.remove(thread);
+    }
+}
+
+/// A socket enters LISTEN (`inet_csk_listen_start`).
+#[inline(always)]
+pub(crate) fn open(sk: *const u8) {
+    // A slot that is still there belongs to an earlier socket at this address whose end was missed.
+    if let Some(index) = maps::slot_of(sk) {
+        mark_closed(index);
+        maps::forget(sk);
+    }
+    let thread = bpf_get_current_pid_tgid();
+    let mut slot = Slot {
+        sk: sk as u64,
+        // SAFETY: a plain helper call.
+        opened_ns: unsafe { bpf_ktime_get_ns() },
+        state: slot_state::OPEN,
+        opener: (thread >> 32) as u32,
+        ..Slot::default()
+    };
+    take_requested(&mut slot);
+    if let Some(index) = maps::claim(sk, &slot) {
+        group::link(index, sk);
+        debug!(&(), "listener {:x} opened in slot {}", sk as u64, index);
+    }
+}
+
+/// Takes in a listener that is older than the trace. Returns its slot.
+#[inline(always)]
+pub(crate) fn adopt(sk: *const u8) -> Option<u32> {
+    let slot = Slot { sk: sk as u64, state: slot_state::OPEN, ..Slot::default() };
+    let index = maps::claim(sk, &slot)?;
+    group::link(index, sk);
+    debug!(&(), "listener {:x} adopted in slot {}", sk as u64, index);
+    Some(index)
+}
+
+/// A socket leaves LISTEN (`inet_csk_listen_stop`). Both queues are still as the kernel will find
+/// them, so they are read a last time.
+#[inline(always)]
+pub(crate) fn close(sk: *const u8) {
+    let Some(index) = maps::slot_of(sk) else { return };
+    snapshot::read(sk, index);
+    mark_closed(index);
+    maps::forget(sk);
+    debug!(&(), "listener {:x} in slot {} closed", sk as u64, index);
+}
+
+#[inline(always)]
+fn mark_closed(index: u32) {
+    if let Some(slot) = maps::SLOTS.get_ptr_mut(index) {
+        // SAFETY: array elements live as long as the map; the state is written last.
+        unsafe {
+            (*slot).closed_ns = bpf_ktime_get_ns();
+            (&raw mut (*slot).state).write_volatile(slot_state::CLOSED);
+        }
+    }
+}
+
+/// Either queue of a listener may have grown: keep the highest values.
+///
+/// # Safety
+/// `sk` must be a `struct sock` pointer that `M` may read.
+#[inline(always)]
+pub(crate) unsafe fn queues<M: Mem>(sk: *const u8) {
+    let index = match maps::slot_of(sk) {
+        Some(index) => index,
+        None => {
+            // SAFETY: the caller's promise.
+            let state: Option<u8> = unsafe { M::read(sk, layout::SK_STATE.load()) };
+            if state != Some(tcp_state::LISTEN) {
+                return;
+            }
+            let Some(index) = adopt(sk) else { return };
+            index
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { note::<M>(sk, index) };
+}
+
+/// Keeps the highest depths of a listener whose slot is known.
+///
+/// # Safety
+/// As for [`queues`].
+#[inline(always)]
+pub(crate) unsafe fn note<M: Mem>(sk: *const u8, index: u32) {
+    // SAFETY: the caller's promise.
+    let depths = unsafe {
+        let accept: Option<u32> = M::read(sk, layout::SK_ACK_BACKLOG.load());
+        let Some(tcp) = M::tcp_sock(sk) else { return };
+        accept.zip(M::read::<u32>(tcp, layout::ICSK_QLEN.load()))
+    };
+    let Some((accept, syn)) = depths else { return };
+    let Some((cell, half)) = maps::cell(index) else { return };
+    cell.events += 1;
+    if accept > cell.accept_peak[half] {
+        cell.accept_peak[half] = accept;
+    }
+    if syn > cell.syn_peak[half] {
+        cell.syn_peak[half] = syn;
+    }
+}
+
+/// The same for a slot found by other means than a hook's argument.
+#[inline(always)]
+pub(crate) fn note_slot(index: u32, slot: &Slot) {
+    // SAFETY: `Probe` survives any address, and the slot is open.
+    unsafe { note::<Probe>(slot.sk as *const u8, index) };
+}

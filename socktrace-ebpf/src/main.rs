@@ -1,0 +1,28 @@
+//! The kernel side of socktrace.
+//!
+//! `listener` says what a hook means; `fentry`, `kprobe` and `tracepoint` are thin shells that hand
+//! it the arguments of one way to attach; `snapshot` and `adopt` run when the user side asks.
+#![no_std]
+#![no_main]
+
+mod adopt;
+mod fentry;
+mod group;
+mod kprobe;
+mod layout;
+mod listener;
+mod maps;
+mod mem;
+mod snapshot;
+mod tracepoint;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers that read kernel memory are offered to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

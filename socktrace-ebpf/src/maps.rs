@@ -1,0 +1,107 @@
+//! The maps. Their sizes are set by the loader, the numbers here are placeholders.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    helpers::bpf_get_smp_processor_id,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
+};
+use socktrace_common::{Cell, Reading, Slot, TaskEntry, WALK_BATCH, slot_state, stat};
+
+use crate::layout;
+
+#[map]
+pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static CELLS: Array<Cell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static READINGS: Array<Reading> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Tasks that the last run of `walk_tasks` met; the element behind the last is where to go on.
+#[map]
+pub(crate) static TASKS: Array<TaskEntry> = Array::with_max_entries(WALK_BATCH + 1, BPF_F_MMAPABLE);
+
+/// Number of the running interval.
+#[map]
+static EPOCH: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Slots that nobody uses. A stack, so that few listeners mean few slots touched.
+#[map]
+static FREE: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// Address of a listening `struct sock` to its slot.
+#[map]
+static BY_SK: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+/// (netns, port) to the first slot plus one of the chain of its listeners (tracepoint backend).
+#[map]
+pub(crate) static PORTS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+/// Thread to the backlog it passed to a `listen()` that is still running.
+#[map]
+pub(crate) static REQUESTED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
+
+#[map]
+static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
+
+/// Counts something that could not be done.
+#[inline(always)]
+pub(crate) fn count(index: u32) {
+    if let Some(value) = STATS.get_ptr_mut(index) {
+        // SAFETY: the element belongs to this CPU.
+        unsafe { *value += 1 };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn slot_of(sk: *const u8) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    unsafe { BY_SK.get(sk as u64) }.copied()
+}
+
+/// Takes a free slot for `sk`. When another CPU was faster, its slot is returned.
+#[inline(always)]
+pub(crate) fn claim(sk: *const u8, slot: &Slot) -> Option<u32> {
+    let Ok(Some(index)) = FREE.pop() else {
+        count(stat::NO_SLOT);
+        return None;
+    };
+    let entry = SLOTS.get_ptr_mut(index)?;
+    // SAFETY: the slot was free and is ours until `BY_SK` names it.
+    unsafe { *entry = *slot };
+    if BY_SK.insert(sk as u64, index, BPF_NOEXIST.into()).is_err() {
+        // SAFETY: as above, nobody else knows this slot.
+        unsafe { (*entry).state = slot_state::FREE };
+        // The stack has room for every slot there is, so this cannot fail.
+        let _ = FREE.push(index, 0);
+        return slot_of(sk);
+    }
+    Some(index)
+}
+
+/// Ends the connection between a socket's address and its slot.
+#[inline(always)]
+pub(crate) fn forget(sk: *const u8) {
+    // Failure means that it was not there.
+    let _ = BY_SK.remove(sk as u64);
+}
+
+/// This CPU's cell of a slot, and which half of it belongs to the running interval.
+#[inline(always)]
+pub(crate) fn cell(slot: u32) -> Option<(&'static mut Cell, usize)> {
+    let epoch = *EPOCH.get(0)?;
+    // SAFETY: a plain helper call.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let cell = CELLS.get_ptr_mut(slot * layout::CPUS.load() + cpu)?;
+    // SAFETY: only programs on this CPU write to the cell, and those run with bottom halves off.
+    let cell = unsafe { &mut *cell };
+    let half = (epoch & 1) as usize;
+    if cell.epoch[half] != epoch {
+        cell.epoch[half] = epoch;
+        cell.accept_peak[half] = 0;
+        cell.syn_peak[half] = 0;
+    }
+    Some((cell, half))
+}

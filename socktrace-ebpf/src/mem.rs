@@ -1,0 +1,76 @@
+//! Two ways to read kernel memory, one interface.
+
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_skc_to_tcp_sock};
+use socktrace_common::{layout::ABSENT, stat};
+
+use crate::maps;
+
+/// How a program may read a kernel object.
+pub(crate) trait Mem {
+    /// Reads a `T` at `base + offset`; `None` when the kernel refused (and counted).
+    ///
+    /// # Safety
+    /// `base` must be a pointer the verifier accepts for this way of reading.
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T>;
+
+    /// The listener as `struct tcp_sock`, which is what may be read beyond `struct sock`.
+    ///
+    /// # Safety
+    /// `sk` must point to a `struct sock`.
+    unsafe fn tcp_sock(sk: *const u8) -> Option<*const u8>;
+}
+
+/// Loads through a pointer whose type the verifier knows: fentry, fexit, BTF tracepoints.
+pub(crate) struct Direct;
+
+impl Mem for Direct {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
+        // SAFETY: the verifier checks the access against the kernel's own type; a load that faults
+        // reads as zero.
+        Some(unsafe { base.add(offset as usize).cast::<T>().read_volatile() })
+    }
+
+    #[inline(always)]
+    unsafe fn tcp_sock(sk: *const u8) -> Option<*const u8> {
+        // SAFETY: `sk` is a `struct sock` pointer of the program's context.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
+        (!tcp.is_null()).then_some(tcp.cast_const().cast())
+    }
+}
+
+/// Reads through `bpf_probe_read_kernel`: kprobes, and pointers that were found, not given.
+pub(crate) struct Probe;
+
+impl Mem for Probe {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
+        // SAFETY: the helper survives any address.
+        match unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) } {
+            Ok(value) => Some(value),
+            Err(_) => {
+                maps::count(stat::READ_FAILED);
+                None
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tcp_sock(sk: *const u8) -> Option<*const u8> {
+        Some(sk)
+    }
+}
+
+/// Whether the running kernel has the field.
+#[inline(always)]
+pub(crate) fn present(offset: u32) -> bool {
+    offset != ABSENT
+}
+
+/// Reads one bit; `offset` counts bits from the start of the object.
+#[inline(always)]
+pub(crate) unsafe fn read_bit(base: *const u8, offset: u32) -> Option<bool> {
+    // SAFETY: `Probe` survives any address.
+    let byte: u8 = unsafe { Probe::read(base, offset / 8) }?;
+    Some(byte >> (offset % 8) & 1 == 1)
+}

@@ -1,0 +1,15 @@
+//! The one module that knows aya.
+
+mod adopt;
+pub mod backend;
+mod layout;
+mod log;
+mod object;
+mod shared;
+mod tracer;
+
+pub use adopt::Wanted;
+pub use backend::Backend;
+pub use log::drain as drain_log;
+pub use object::{Attempt, KernelBtf, Options};
+pub use tracer::{Lost, Tracked, Tracer};

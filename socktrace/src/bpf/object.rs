@@ -1,0 +1,194 @@
+//! From the eBPF object to attached programs.
+
+use std::collections::HashSet;
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned,
+    programs::{
+        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
+    },
+};
+
+use super::{
+    backend::{Backend, Hook, Kind, Need},
+    layout::{BTF_PATH, Layout},
+    log,
+};
+use crate::error::{Error, Result};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socktrace-ebpf"));
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many listeners can be tracked at once.
+    pub max_listeners: u32,
+    /// Number of possible CPUs.
+    pub cpus: u32,
+}
+
+/// The running kernel's type information, read once.
+#[derive(Debug)]
+pub struct KernelBtf {
+    btf: Btf,
+    layout: Layout,
+}
+
+impl KernelBtf {
+    pub fn read() -> Result<Self> {
+        let bytes = std::fs::read(BTF_PATH).map_err(|error| Error::Kernel {
+            what: format!("cannot read the kernel's type information {BTF_PATH}: {error}"),
+            remedy: "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, \
+                     RHEL 8.2, Fedora 31 and later have it; Linux 5.4 is the first that can) and \
+                     mount sysfs at /sys"
+                .into(),
+        })?;
+        let layout = Layout::find(&bytes)?;
+        let btf = Btf::parse(&bytes, Endianness::default())
+            .map_err(Error::run(format!("cannot parse {BTF_PATH}")))?;
+        Ok(Self { btf, layout })
+    }
+
+    /// Fields that this kernel lacks and socktrace can do without.
+    #[must_use]
+    pub fn absent(&self) -> &[String] {
+        &self.layout.absent
+    }
+}
+
+/// What became of a backend's hooks.
+#[derive(Debug, Default)]
+pub struct Attempt {
+    /// Optional hooks that could not be attached: what is unknown without, and why.
+    pub without: Vec<(&'static str, String)>,
+    /// Names of the attached programs.
+    pub attached: Vec<&'static str>,
+}
+
+/// Creates the maps and prepares the programs; nothing is verified or attached yet.
+pub(super) fn load(kernel: &KernelBtf, options: &Options, by_port: bool) -> Result<Ebpf> {
+    let slots = options.max_listeners;
+    let by_port = u32::from(by_port);
+    let level = log::level();
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(&kernel.btf))
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("READINGS", slots)
+        .map_max_entries("CELLS", slots * options.cpus)
+        .map_max_entries("FREE", slots)
+        // Twice as many: a preallocated hash may run out of elements on one CPU before it is full.
+        .map_max_entries("BY_SK", slots * 2)
+        .map_max_entries("PORTS", if by_port == 1 { slots * 2 } else { 1 })
+        .override_global("CPUS", &options.cpus, true)
+        .override_global("BY_PORT", &by_port, true)
+        .override_global("AYA_LOG_LEVEL", &level, true);
+    for (name, offset) in &kernel.layout.offsets {
+        loader.override_global(name, offset, true);
+    }
+    loader.load(OBJECT).map_err(Error::run("cannot create the BPF maps"))
+}
+
+/// Loads the program that runs on request only.
+pub(super) fn load_on_request(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    on_request(ebpf, name)?
+        .load()
+        .map_err(Error::run(format!("the kernel refused the program {name}")))
+}
+
+pub(super) fn on_request<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint> {
+    program(ebpf, name)
+        .and_then(|program| Ok(program.try_into()?))
+        .map_err(Error::run(format!("the eBPF object is damaged: {name}")))
+}
+
+/// Attaches every hook of a backend, or says which one the kernel refused.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    kernel: &KernelBtf,
+    backend: Backend,
+) -> std::result::Result<Attempt, String> {
+    let mut attempt = Attempt::default();
+    let mut without = HashSet::new();
+    for hook in backend.hooks() {
+        match attach_one(ebpf, kernel, hook) {
+            Ok(()) => attempt.attached.push(hook.program),
+            Err(error) => {
+                let reason = format!("{}: {}", hook.target, explain(&error));
+                ::log::debug!("{} not attached: {reason}", hook.program);
+                match hook.need {
+                    Need::Required => return Err(reason),
+                    Need::WhereItExists => {}
+                    Need::For(what) => {
+                        if without.insert(what) {
+                            attempt.without.push((what, reason));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(attempt)
+}
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    kernel: &KernelBtf,
+    hook: &Hook,
+) -> std::result::Result<(), ProgramError> {
+    let program = program(ebpf, hook.program)?;
+    let btf = &kernel.btf;
+    match hook.kind {
+        Kind::Fentry => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(hook.target, btf)?;
+            program.attach()?;
+        }
+        Kind::Fexit => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(hook.target, btf)?;
+            program.attach()?;
+        }
+        Kind::Kprobe => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(hook.target, 0)?;
+        }
+        Kind::BtfTracepoint => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(hook.target, btf)?;
+            program.attach()?;
+        }
+        Kind::Tracepoint(category) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(category, hook.target)?;
+        }
+    }
+    Ok(())
+}
+
+fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> std::result::Result<&'a mut Program, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
+}
+
+/// The innermost cause, without the verifier's log, on one line.
+fn explain(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        ::log::debug!("{verifier_log}");
+        return format!("the kernel refused to load the program: {io_error}");
+    }
+    let mut cause: &dyn std::error::Error = error;
+    let mut text = cause.to_string();
+    while let Some(next) = cause.source() {
+        cause = next;
+        let inner = cause.to_string();
+        if !text.contains(&inner) {
+            text = format!("{text}: {inner}");
+        }
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,375 @@
+//! The running trace: attached programs, and the listeners they see.
+
+use std::{
+    mem::offset_of,
+    collections::{BTreeSet, HashMap as StdHashMap},
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, PerCpuArray, Stack},
+};
+use socktrace_common::{
+    Cell, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, port_key,
+    slot_state, stat,
+};
+
+use super::{
+    adopt::{self, Wanted},
+    backend::Backend,
+    log,
+    object::{self, Attempt, KernelBtf, Options},
+    shared::Shared,
+};
+use crate::error::{Error, Result};
+
+/// One listener as the kernel side sees it at the end of an interval.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracked {
+    pub index: u32,
+    pub slot: Slot,
+    pub reading: Reading,
+    /// Highest depths that events of the interval saw; `None` without an event.
+    pub accept_peak: Option<u32>,
+    pub syn_peak: Option<u32>,
+    /// How often a hook looked at its queues, since its beginning.
+    pub events: u64,
+    /// Whether the hooks can see this listener's events.
+    pub watched: bool,
+}
+
+impl Tracked {
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.slot.state == slot_state::CLOSED
+    }
+}
+
+/// What did not reach the reader, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Listeners that found no free slot.
+    pub no_slot: u64,
+    pub read_failed: u64,
+    pub group_cut: u64,
+    /// Runs of a program that the kernel skipped because the program ran already on that CPU.
+    pub recursion: u64,
+}
+
+impl Lost {
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.no_slot + self.read_failed + self.group_cut + self.recursion
+    }
+}
+
+pub struct Tracer {
+    // Dropped first: nothing runs any more when the maps go.
+    ebpf: Ebpf,
+    /// `None`: nothing is attached, listeners are only read.
+    backend: Option<Backend>,
+    attempt: Attempt,
+    cpus: u32,
+    slots: Shared<Slot>,
+    cells: Shared<Cell>,
+    readings: Shared<Reading>,
+    tasks: Shared<TaskEntry>,
+    epoch: Shared<u32>,
+    free: Stack<MapData, u32>,
+    by_sk: HashMap<MapData, u64, u32>,
+    ports: HashMap<MapData, u64, u32>,
+    stats: PerCpuArray<MapData, u64>,
+    /// Closed slots that were reported and become free at the next interval.
+    reported: Vec<u32>,
+    events: u64,
+    events_of_closed: u64,
+    log: Option<log::Logger>,
+}
+
+impl Tracer {
+    /// Attaches the backend, or the first one that the kernel allows; without a list of backends
+    /// nothing is attached. The error names what each of them failed at.
+    pub fn start(kernel: &KernelBtf, options: &Options, backends: &[Backend]) -> Result<Self> {
+        if backends.is_empty() {
+            return Self::prepare(kernel, options, None);
+        }
+        let mut refusals = Vec::new();
+        for &backend in backends {
+            let mut tracer = Self::prepare(kernel, options, Some(backend))?;
+            match object::attach(&mut tracer.ebpf, kernel, backend) {
+                Ok(attempt) => {
+                    tracer.attempt = attempt;
+                    return Ok(tracer);
+                }
+                Err(reason) => {
+                    ::log::info!("backend {backend}: {reason}");
+                    refusals.push((backend, reason));
+                }
+            }
+        }
+        Err(refused(&refusals))
+    }
+
+    fn prepare(kernel: &KernelBtf, options: &Options, backend: Option<Backend>) -> Result<Self> {
+        let by_port = backend == Some(Backend::Tracepoint);
+        let mut ebpf = object::load(kernel, options, by_port)?;
+        let log = log::open(&mut ebpf);
+        for name in ["snapshot", "walk_tasks", "adopt_fd"] {
+            object::load_on_request(&mut ebpf, name)?;
+        }
+        let slots = options.max_listeners;
+        let mut map = |name: &str| -> Result<Map> {
+            ebpf.take_map(name).ok_or_else(|| Error::Run {
+                what: "the eBPF object is damaged".into(),
+                source: format!("no map {name}").into(),
+            })
+        };
+        let damaged = || Error::run("the eBPF object is damaged");
+        let tracer = Self {
+            slots: Shared::new("SLOTS", map("SLOTS")?, slots)?,
+            cells: Shared::new("CELLS", map("CELLS")?, slots * options.cpus)?,
+            readings: Shared::new("READINGS", map("READINGS")?, slots)?,
+            tasks: Shared::new("TASKS", map("TASKS")?, WALK_BATCH + 1)?,
+            epoch: Shared::new("EPOCH", map("EPOCH")?, 1)?,
+            free: map("FREE")?.try_into().map_err(damaged())?,
+            by_sk: map("BY_SK")?.try_into().map_err(damaged())?,
+            ports: map("PORTS")?.try_into().map_err(damaged())?,
+            stats: map("STATS")?.try_into().map_err(damaged())?,
+            backend,
+            attempt: Attempt::default(),
+            cpus: options.cpus,
+            reported: Vec::new(),
+            events: 0,
+            events_of_closed: 0,
+            log,
+            ebpf,
+        };
+        tracer.fill(slots)
+    }
+
+    /// Every slot is free, the first ones on top.
+    fn fill(mut self, slots: u32) -> Result<Self> {
+        for index in (0..slots).rev() {
+            self.free.push(index, 0).map_err(Error::run("cannot fill a BPF map"))?;
+        }
+        self.epoch.write(0, 1);
+        Ok(self)
+    }
+
+    #[must_use]
+    pub fn backend(&self) -> Option<Backend> {
+        self.backend
+    }
+
+    /// What is unknown because an optional hook could not be attached, and why.
+    #[must_use]
+    pub fn without(&self) -> &[(&'static str, String)] {
+        &self.attempt.without
+    }
+
+    /// Where the eBPF side's messages come out; `None` when they are off. Can be taken once.
+    pub fn take_log(&mut self) -> Option<log::Logger> {
+        self.log.take()
+    }
+
+    /// Looks at queues so far, by events.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Takes in listeners that are older than the trace. Those whose process is gone meanwhile are
+    /// left out. Returns how many were found.
+    pub fn adopt(&mut self, wanted: &[Wanted]) -> Result<usize> {
+        if wanted.is_empty() {
+            return Ok(0);
+        }
+        let tasks = adopt::tasks(&mut self.ebpf, &self.tasks)?;
+        let mut found = 0;
+        for Wanted { pid, fd, inode } in wanted {
+            let Some(task) = tasks.get(pid) else { continue };
+            let args = [*task, u64::from(*pid), u64::from(*fd), *inode];
+            if adopt::run(&mut self.ebpf, "adopt_fd", &args)? > 0 {
+                found += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it
+    /// once.
+    pub fn interval(&mut self) -> Result<Vec<Tracked>> {
+        self.release()?;
+        let ended = self.epoch.read(0);
+        self.epoch.write(0, ended.wrapping_add(1));
+        let tracked = self.read(ended)?;
+        self.reported = tracked.iter().filter(|t| t.closed()).map(|t| t.index).collect();
+        self.relink(&tracked)?;
+        Ok(tracked)
+    }
+
+    /// The listeners as they are now, without ending the interval.
+    pub fn look(&mut self) -> Result<Vec<Tracked>> {
+        self.read(self.epoch.read(0))
+    }
+
+    fn read(&mut self, epoch: u32) -> Result<Vec<Tracked>> {
+        let used = (0..self.slots.len())
+            .rev()
+            .find(|&index| self.slots.read(index).state != slot_state::FREE)
+            .map_or(0, |last| last + 1);
+        for first in (0..used).step_by(SNAPSHOT_BATCH as usize) {
+            adopt::run(&mut self.ebpf, "snapshot", &[u64::from(first), u64::from(used)])?;
+        }
+        let mut tracked = Vec::new();
+        self.events = self.events_of_closed;
+        for index in 0..used {
+            let slot = self.slots.read(index);
+            if slot.state == slot_state::FREE {
+                continue;
+            }
+            let reading = self.readings.read(index);
+            let t = self.tracked(index, slot, reading, epoch);
+            self.events += t.events;
+            if reading.flags & READ_FAILED == 0 {
+                tracked.push(t);
+            }
+        }
+        Ok(tracked)
+    }
+
+    /// Whether the hooks can tell this listener's events.
+    fn sees(&self, slot: &Slot) -> bool {
+        match self.backend {
+            None => false,
+            Some(Backend::Tracepoint) => slot.flags & SLOT_LINKED != 0,
+            Some(Backend::Fentry | Backend::Kprobe) => true,
+        }
+    }
+
+    fn tracked(&self, index: u32, slot: Slot, reading: Reading, epoch: u32) -> Tracked {
+        let watched = self.sees(&slot);
+        let mut t =
+            Tracked { index, slot, reading, watched, accept_peak: None, syn_peak: None, events: 0 };
+        let half = (epoch & 1) as usize;
+        for cpu in 0..self.cpus {
+            let cell = self.cells.read(index * self.cpus + cpu);
+            t.events += cell.events;
+            if cell.epoch[half] == epoch {
+                t.accept_peak = t.accept_peak.max(Some(cell.accept_peak[half]));
+                t.syn_peak = t.syn_peak.max(Some(cell.syn_peak[half]));
+            }
+        }
+        t
+    }
+
+    /// Gives up a slot whose socket turned out to be gone: its end was missed.
+    pub fn drop_slot(&mut self, index: u32) -> Result<()> {
+        let slot = self.slots.read(index);
+        if slot.state == slot_state::OPEN && self.by_sk.get(&slot.sk, 0).ok() == Some(index) {
+            // Failure means that the kernel side was faster.
+            let _ = self.by_sk.remove(&slot.sk);
+        }
+        self.slots.write_u32(index, offset_of!(Slot, state), slot_state::CLOSED);
+        self.reported.push(index);
+        Ok(())
+    }
+
+    /// Frees the slots that were reported closed. An interval has passed, so no program still holds
+    /// one.
+    fn release(&mut self) -> Result<()> {
+        for index in std::mem::take(&mut self.reported) {
+            for cpu in 0..self.cpus {
+                let cell = index * self.cpus + cpu;
+                self.events_of_closed += self.cells.read(cell).events;
+                self.cells.write(cell, Cell::default());
+            }
+            self.slots.write(index, Slot::default());
+            self.free.push(index, 0).map_err(Error::run("cannot free a slot"))?;
+        }
+        Ok(())
+    }
+
+    /// Tracepoint backend: makes the chain of every port that changed hold its open listeners, each
+    /// once. The kernel side only puts new ones in front.
+    fn relink(&mut self, tracked: &[Tracked]) -> Result<()> {
+        if self.backend != Some(Backend::Tracepoint) {
+            return Ok(());
+        }
+        let key = |t: &Tracked| port_key(t.reading.netns, t.reading.port);
+        let mut chains: StdHashMap<u64, Vec<u32>> = StdHashMap::new();
+        let mut changed = BTreeSet::new();
+        for t in tracked.iter().filter(|t| t.reading.port != 0) {
+            if t.closed() || !t.watched {
+                changed.insert(key(t));
+            }
+            if !t.closed() {
+                chains.entry(key(t)).or_default().push(t.index);
+            }
+        }
+        // Two listeners that were put in front at the same moment may have lost one of them.
+        changed.extend(chains.iter().filter(|(_, c)| c.len() > 1).map(|(key, _)| *key));
+        for key in changed {
+            let chain = chains.remove(&key).unwrap_or_default();
+            let mut next = 0;
+            for &index in chain.iter().rev() {
+                let slot = self.slots.read(index);
+                if slot.state != slot_state::OPEN {
+                    continue;
+                }
+                self.slots.write_u32(index, offset_of!(Slot, next), next);
+                self.slots.write_u32(index, offset_of!(Slot, flags), slot.flags | SLOT_LINKED);
+                next = index + 1;
+            }
+            let done = if next == 0 {
+                self.ports.remove(&key).or(Ok(()))
+            } else {
+                self.ports.insert(key, next, 0)
+            };
+            done.map_err(Error::run("cannot note a listener's port"))?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel side could not do since the start.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        let stat = |index| {
+            self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum::<u64>())
+        };
+        Lost {
+            no_slot: stat(stat::NO_SLOT),
+            read_failed: stat(stat::READ_FAILED),
+            group_cut: stat(stat::GROUP_CUT),
+            recursion: self.recursion_misses(),
+        }
+    }
+
+    /// The kernel counts them per program since 5.12 (`bpf_prog_show_fdinfo`).
+    fn recursion_misses(&self) -> u64 {
+        let misses = |name: &&str| -> Option<u64> {
+            let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse().ok()
+        };
+        self.attempt.attached.iter().filter_map(misses).sum()
+    }
+}
+
+fn refused(refusals: &[(Backend, String)]) -> Error {
+    let mut what = String::from("the kernel allows none of the ways to attach:");
+    if let [(backend, _)] = refusals {
+        what = format!("the kernel does not allow the backend {backend}:");
+    }
+    for (backend, reason) in refusals {
+        what.push_str(&format!("\n  {backend}: {reason} (needs {})", backend.needs()));
+    }
+    Error::Kernel {
+        what,
+        remedy: "`socktrace check` shows what this kernel allows; --backend auto takes the first \
+                 that works"
+            .into(),
+    }
+}

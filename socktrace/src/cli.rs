@@ -1,0 +1,308 @@
+//! What was typed. No I/O.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+
+use crate::{
+    bpf::Backend,
+    error::{Error, Result},
+    filter::{Filter, Ports},
+    host,
+    model::Family,
+    view::column::COLUMNS,
+};
+
+/// Shows which TCP listener loses connections: the accept queue and the SYN queue of every
+/// listener, with depth, peak and limit, live.
+///
+/// The accept queue holds finished handshakes that the program has not accepted yet, the SYN queue
+/// half-open connections. Peaks are kept in the kernel at every change, so a burst between two
+/// looks is not missed. "-" and null mean unknown.
+#[derive(Parser, Debug)]
+#[command(name = "socktrace", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Exit codes: 0 fine, 1 failed while running, 2 wrong usage, 3 a privilege is \
+                        missing, 4 the kernel lacks something.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+
+    /// Without a verb, `top` runs.
+    #[command(flatten)]
+    pub top: TopArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Live view: one table an interval
+    Top(TopArgs),
+    /// One snapshot, like `ss -lnt` with owners and both queues; works without root as far as the
+    /// kernel allows
+    List(ListArgs),
+    /// What this kernel, this user and this build allow
+    Check(CheckArgs),
+}
+
+#[derive(Args, Debug, Default)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub view: ViewArgs,
+
+    /// Time between two tables: 1, 0.5, 500ms, 2m
+    #[arg(short, long, value_name = "DUR", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+
+    /// Stop after this time
+    #[arg(short, long, value_name = "DUR", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// Stop after this many tables
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// How to attach to the kernel; auto takes the first that works, in this order
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+
+    /// Room for this many listeners [default: twice as many as there are, at least 8192]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_listeners: Option<u32>,
+
+    /// Plain tables even on a terminal (the only kind so far)
+    #[arg(short, long)]
+    pub batch: bool,
+
+    /// Interval, as in vmstat
+    #[arg(value_name = "INTERVAL", value_parser = duration)]
+    pub at: Option<Duration>,
+
+    /// Number of tables, as in vmstat
+    #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub times: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub view: ViewArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// The same as -o json
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Flags common to the views.
+#[derive(Args, Debug, Default)]
+pub struct ViewArgs {
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// The same as -o json: one object a line
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+
+    /// Only listeners held by these processes
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
+    pub pid: Vec<u32>,
+
+    /// Only these local ports: 80,8000-8100
+    #[arg(short = 'P', long, value_name = "LIST", value_delimiter = ',')]
+    pub port: Vec<Ports>,
+
+    /// Only IPv4 sockets
+    #[arg(short = '4', long)]
+    pub ipv4: bool,
+
+    /// Only IPv6 sockets
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+
+    /// Only this network namespace: a name of `ip netns`, a process id, a path, inode:N
+    #[arg(short = 'N', long, value_name = "NAME|PID|PATH|inode:N")]
+    pub netns: Option<String>,
+
+    /// Only listeners of processes in this control group or below
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+
+    /// Only listeners held by a process of this name
+    #[arg(long, value_name = "NAME")]
+    pub comm: Option<String>,
+
+    /// Sort by this column [default: top: the fullest queue first; list: port]
+    #[arg(long, value_name = "COLUMN",
+          value_parser = PossibleValuesParser::new(COLUMNS.iter().map(|c| c.key)))]
+    pub sort: Option<String>,
+
+    /// Rows only
+    #[arg(short = 'H', long)]
+    pub no_header: bool,
+
+    /// Mark full queues red, nearly full ones yellow
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+
+    /// Say more on stderr; twice: messages of the eBPF programs too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    #[default]
+    Table,
+    Wide,
+    Json,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendArg {
+    #[default]
+    Auto,
+    Fentry,
+    Kprobe,
+    Tracepoint,
+}
+
+impl BackendArg {
+    /// What to try, in order.
+    #[must_use]
+    pub fn candidates(self) -> &'static [Backend] {
+        match self {
+            Self::Auto => &Backend::ALL,
+            Self::Fentry => &[Backend::Fentry],
+            Self::Kprobe => &[Backend::Kprobe],
+            Self::Tracepoint => &[Backend::Tracepoint],
+        }
+    }
+}
+
+impl TopArgs {
+    /// The flag, or the positional argument that says the same.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.at.unwrap_or(self.interval)
+    }
+
+    #[must_use]
+    pub fn count(&self) -> Option<u64> {
+        self.times.or(self.count)
+    }
+}
+
+impl ViewArgs {
+    #[must_use]
+    pub fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
+
+    pub fn filter(&self) -> Result<Filter> {
+        let mut families = Vec::new();
+        if self.ipv4 {
+            families.push(Family::Ipv4);
+        }
+        if self.ipv6 {
+            families.push(Family::Ipv6);
+        }
+        let proc = PathBuf::from("/proc");
+        let netns = self.netns.as_deref().map(|name| host::resolve(&proc, name)).transpose()?;
+        Ok(Filter {
+            ports: self.port.clone(),
+            pids: self.pid.clone(),
+            families,
+            netns,
+            comm: self.comm.clone(),
+            cgroup: self.cgroup.clone(),
+        })
+    }
+}
+
+/// `1`, `0.5` (seconds) or with a unit: `500ms`, `2m`, `1h30m`.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds)
+            .map_err(|_| format!("{text} is not a length of time"))?,
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+    };
+    if duration < SHORTEST || duration > LONGEST {
+        return Err(format!("{text} is out of range (10ms to 10 years)"));
+    }
+    Ok(duration)
+}
+
+/// Ends the program as clap does for wrong usage, but through our own exit code.
+pub fn parse() -> std::result::Result<Cli, clap::Error> {
+    let cli = Cli::try_parse()?;
+    Ok(cli)
+}
+
+/// Checks what the parser cannot: combinations.
+pub fn check(top: &TopArgs) -> Result<()> {
+    if top.times.is_some() && top.count.is_some() {
+        return Err(Error::Usage("give the count once: -c or the second argument".into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |text: &str, millis: Option<u64>| {
+            assert_eq!(duration(text).ok(), millis.map(Duration::from_millis), "{text:?}");
+        };
+        check("1", Some(1000));
+        check("0.5", Some(500));
+        check("500ms", Some(500));
+        check("1m30s", Some(90_000));
+        for wrong in ["", "0", "-1", "1ms", "NaN", "inf", "1e300", "x", "1parsec"] {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn a_command_line_means_what_vmstat_users_expect() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap();
+        let top = parse("socktrace 2 5").top;
+        assert_eq!((top.interval(), top.count()), (Duration::from_secs(2), Some(5)));
+        let Some(Verb::Top(top)) = parse("socktrace top -i 500ms -c 3 -P 80,90-95 -46").verb else {
+            panic!("not top");
+        };
+        assert_eq!((top.interval(), top.count()), (Duration::from_millis(500), Some(3)));
+        assert_eq!(top.view.port.len(), 2);
+        assert_eq!(top.view.filter().unwrap().families.len(), 2);
+        assert_eq!(parse("socktrace --json").top.view.output(), Output::Json);
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,368 @@
+//! Makes listeners of what the kernel side and the host say. Pure state: no I/O, no clock.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::SystemTime,
+};
+
+use socktrace_common::{
+    AF_INET6, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, Reading, SLOT_HAS_REQUESTED, Slot,
+    tcp_state,
+};
+
+use crate::{
+    bpf::Tracked,
+    host::{DiagListener, Dump, Host, Owners},
+    model::{Family, Id, Listener, Queue, SynLimit, Transport},
+};
+
+/// A socket that has been on its way into LISTEN for longer never gets there.
+const OPENING_NS: u64 = 1_000_000_000;
+/// `listen()` that fails on its last step looks like a listener that lived this long at most.
+const STILLBORN_NS: u64 = 1_000_000;
+
+/// When an interval ended, by the two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub time: SystemTime,
+    /// CLOCK_MONOTONIC, as `bpf_ktime_get_ns` counts.
+    pub monotonic_ns: u64,
+}
+
+/// What an interval came to.
+#[derive(Debug, Default)]
+pub struct Interval {
+    pub listeners: Vec<Listener>,
+    /// Slots whose socket turned out to be gone.
+    pub gone: Vec<u32>,
+}
+
+/// What was known of a slot at the end of the interval before.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    sk: u64,
+    cookie: u64,
+    port: u16,
+    accept_depth: u32,
+    syn_depth: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct Engine {
+    before: HashMap<u32, Before>,
+}
+
+impl Engine {
+    /// One interval: the tracked listeners, and those that only `sock_diag` knows. `host.listeners`
+    /// must have been asked before `tracked` was read, so that a listener that closed in between is
+    /// not taken for one nobody tracks.
+    pub fn interval(&mut self, now: Now, tracked: &[Tracked], host: &Host) -> Interval {
+        let mut result = Interval::default();
+        let mut before = HashMap::new();
+        let mut cookies = HashSet::new();
+        for t in tracked {
+            let earlier = self.before.get(&t.index).filter(|b| b.sk == t.slot.sk).copied();
+            match fate(now, t, earlier) {
+                Fate::Gone => result.gone.push(t.index),
+                Fate::NotYet => {}
+                Fate::Lives => {
+                    let listener = listener(now, t, earlier, host);
+                    before.insert(t.index, remember(t, earlier));
+                    if let Id::Cookie { netns, cookie } = listener.id {
+                        cookies.insert((netns, cookie));
+                    }
+                    result.listeners.push(listener);
+                }
+            }
+        }
+        self.before = before;
+        for (&netns, dump) in &host.listeners {
+            for diag in &dump.listeners {
+                if !cookies.contains(&(netns, diag.cookie)) {
+                    result.listeners.push(untracked(now, netns, diag, dump, &host.owners));
+                }
+            }
+        }
+        result
+    }
+}
+
+enum Fate {
+    Lives,
+    NotYet,
+    Gone,
+}
+
+fn fate(now: Now, t: &Tracked, earlier: Option<Before>) -> Fate {
+    let lifetime = t.slot.closed_ns.saturating_sub(t.slot.opened_ns);
+    if t.closed() {
+        let stillborn = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events == 0;
+        return if stillborn { Fate::NotYet } else { Fate::Lives };
+    }
+    if t.reading.tcp_state != tcp_state::LISTEN {
+        let opening = now.monotonic_ns.saturating_sub(t.slot.opened_ns) < OPENING_NS;
+        return if opening { Fate::NotYet } else { Fate::Gone };
+    }
+    match earlier {
+        // Another socket at the same address: the end of the first one was missed.
+        Some(b) if b.cookie != 0 && b.cookie != t.reading.cookie => Fate::Gone,
+        _ => Fate::Lives,
+    }
+}
+
+fn remember(t: &Tracked, earlier: Option<Before>) -> Before {
+    Before {
+        sk: t.slot.sk,
+        cookie: t.reading.cookie,
+        port: port(t, earlier).unwrap_or(0),
+        accept_depth: t.reading.accept_depth,
+        syn_depth: t.reading.syn_depth,
+    }
+}
+
+/// A port that the kernel chose is given back before the last reading.
+fn port(t: &Tracked, earlier: Option<Before>) -> Option<u16> {
+    let port = if t.reading.port == 0 { earlier.map_or(0, |b| b.port) } else { t.reading.port };
+    (port != 0).then_some(port)
+}
+
+fn listener(now: Now, t: &Tracked, earlier: Option<Before>, host: &Host) -> Listener {
+    let r = &t.reading;
+    let family = if r.family == AF_INET6 { Family::Ipv6 } else { Family::Ipv4 };
+    let address = match family {
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::from(r.address)),
+        Family::Ipv4 => {
+            let [a, b, c, d, ..] = r.address;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        }
+    };
+    let (owners, cgroup) = owners(&host.owners, r.inode);
+    let syn = SynLimit::new(r.accept_limit, r.syncookies, r.max_syn_backlog);
+    let (accept_depth, syn_depth) = if t.closed() { (0, 0) } else { (r.accept_depth, r.syn_depth) };
+    Listener {
+        time: now.time,
+        id: id(r, earlier, host),
+        family,
+        transport: Some(if r.flags & READ_MPTCP == 0 { Transport::Tcp } else { Transport::Mptcp }),
+        address,
+        port: port(t, earlier),
+        inode: (r.inode != 0).then_some(r.inode),
+        reuseport: Some(r.flags & READ_REUSEPORT != 0),
+        v6only: (family == Family::Ipv6).then_some(r.flags & READ_IPV6ONLY != 0),
+        uid: Some(r.uid),
+        owners,
+        cgroup,
+        netns: r.netns,
+        requested: requested(&t.slot, r),
+        somaxconn: Some(r.somaxconn),
+        accept: Queue {
+            depth: Some(accept_depth),
+            limit: Some(r.accept_limit),
+            peak: peak(t.watched, t.accept_peak, earlier.map(|b| b.accept_depth), r.accept_depth),
+        },
+        syn: Queue {
+            depth: Some(syn_depth),
+            limit: Some(syn.limit),
+            peak: peak(t.watched, t.syn_peak, earlier.map(|b| b.syn_depth), r.syn_depth),
+        },
+        syn_young: Some(if t.closed() { 0 } else { r.syn_young }),
+        syn_rule: Some(syn.rule),
+        closed: t.closed(),
+    }
+}
+
+/// The highest of what events saw and of what was there at both ends of the interval.
+fn peak(watched: bool, events: Option<u32>, start: Option<u32>, end: u32) -> Option<u32> {
+    watched.then(|| events.unwrap_or(0).max(start.unwrap_or(0)).max(end))
+}
+
+fn id(r: &Reading, earlier: Option<Before>, host: &Host) -> Id {
+    let netns = r.netns;
+    let known = [r.cookie, earlier.map_or(0, |b| b.cookie)].into_iter().find(|&cookie| cookie != 0);
+    let asked = || {
+        let dump = host.listeners.get(&netns)?;
+        dump.listeners.iter().find(|d| d.inode == r.inode && r.inode != 0).map(|d| d.cookie)
+    };
+    match known.or_else(asked) {
+        Some(cookie) => Id::Cookie { netns, cookie },
+        None => Id::Inode { netns, inode: r.inode },
+    }
+}
+
+/// What `listen()` was asked for, if that fits what it made of it: a thread whose `listen()` failed
+/// may have left its number behind.
+fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
+    let known = slot.flags & SLOT_HAS_REQUESTED != 0;
+    // `__sys_listen`: anything above somaxconn, and anything negative, becomes somaxconn. The
+    // sysctl may have changed since, so only the direction can be checked.
+    let fits = slot.requested.cast_unsigned() >= r.accept_limit;
+    (known && fits).then_some(slot.requested)
+}
+
+fn owners(owners: &Owners, inode: u64) -> (Vec<crate::model::Owner>, Option<String>) {
+    let holders = if inode == 0 { &[] } else { owners.of(inode) };
+    let cgroup = holders.iter().find_map(|owner| owners.cgroup(owner.pid)).map(str::to_owned);
+    (holders.to_vec(), cgroup)
+}
+
+/// A listener that is known from `sock_diag` alone.
+fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Owners) -> Listener {
+    let (owners, cgroup) = owners(known, diag.inode);
+    Listener {
+        time: now.time,
+        id: Id::Cookie { netns, cookie: diag.cookie },
+        family: if diag.ipv6 { Family::Ipv6 } else { Family::Ipv4 },
+        transport: diag.mptcp.map(|mptcp| if mptcp { Transport::Mptcp } else { Transport::Tcp }),
+        address: diag.address,
+        port: Some(diag.port),
+        inode: (diag.inode != 0).then_some(diag.inode),
+        reuseport: None,
+        v6only: diag.v6only,
+        uid: Some(diag.uid),
+        owners,
+        cgroup,
+        netns,
+        requested: None,
+        somaxconn: None,
+        accept: Queue {
+            depth: Some(diag.accept_depth),
+            limit: Some(diag.accept_limit),
+            peak: None,
+        },
+        syn: Queue { depth: dump.syn_depth(diag), limit: None, peak: None },
+        syn_young: None,
+        syn_rule: None,
+        closed: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socktrace_common::slot_state;
+
+    const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic_ns: 10_000_000_000 };
+
+    fn tracked(change: impl FnOnce(&mut Tracked)) -> Tracked {
+        let mut t = Tracked {
+            index: 3,
+            slot: Slot { sk: 0xffff_8880_0000_1000, state: slot_state::OPEN, ..Slot::default() },
+            reading: Reading {
+                cookie: 7,
+                netns: 1,
+                inode: 5,
+                family: 2,
+                port: 80,
+                tcp_state: tcp_state::LISTEN,
+                accept_limit: 16,
+                syncookies: 1,
+                ..Reading::default()
+            },
+            accept_peak: None,
+            syn_peak: None,
+            events: 0,
+            watched: true,
+        };
+        change(&mut t);
+        t
+    }
+
+    fn one(engine: &mut Engine, t: Tracked) -> Listener {
+        let mut interval = engine.interval(NOW, &[t], &Host::default());
+        assert_eq!(interval.listeners.len(), 1);
+        interval.listeners.remove(0)
+    }
+
+    #[test]
+    fn a_peak_is_the_highest_of_events_start_and_end() {
+        // (peak by events, depth at the end) of consecutive intervals, and the peak reported.
+        let intervals = [
+            (Some(17), 0, 17),
+            (None, 0, 0),
+            (None, 8, 8),
+            // Nothing happened but a queue that drained: it was 8 deep when the interval began.
+            (None, 0, 8),
+            (Some(3), 2, 3),
+            (Some(1), 0, 2),
+        ];
+        let mut engine = Engine::default();
+        for (i, (events, depth, peak)) in intervals.into_iter().enumerate() {
+            let t = tracked(|t| {
+                t.accept_peak = events;
+                t.reading.accept_depth = depth;
+            });
+            assert_eq!(one(&mut engine, t).accept.peak, Some(peak), "interval {i}");
+        }
+    }
+
+    #[test]
+    fn what_no_hook_sees_is_unknown() {
+        let t = tracked(|t| t.watched = false);
+        let listener = one(&mut Engine::default(), t);
+        assert_eq!((listener.accept.peak, listener.syn.peak), (None, None));
+        assert_eq!(listener.accept.depth, Some(0));
+    }
+
+    #[test]
+    fn a_reused_address_is_another_socket() {
+        let mut engine = Engine::default();
+        one(&mut engine, tracked(|_| {}));
+        let interval =
+            engine.interval(NOW, &[tracked(|t| t.reading.cookie = 8)], &Host::default());
+        assert!(interval.listeners.is_empty());
+        assert_eq!(interval.gone, [3]);
+    }
+
+    #[test]
+    fn sockets_that_do_not_listen_are_not_shown() {
+        let check = |opened_ns, gone: &[u32]| {
+            let t = tracked(|t| {
+                t.reading.tcp_state = tcp_state::CLOSE;
+                t.slot.opened_ns = opened_ns;
+            });
+            let interval = Engine::default().interval(NOW, &[t], &Host::default());
+            assert!(interval.listeners.is_empty());
+            assert_eq!(interval.gone, gone);
+        };
+        check(NOW.monotonic_ns - 1000, &[]);
+        check(NOW.monotonic_ns - 2 * OPENING_NS, &[3]);
+        check(0, &[3]);
+    }
+
+    #[test]
+    fn a_closed_listener_is_reported_with_its_port_unless_it_never_was() {
+        let closed = |opened_ns, closed_ns| {
+            tracked(|t| {
+                t.slot.state = slot_state::CLOSED;
+                t.slot.opened_ns = opened_ns;
+                t.slot.closed_ns = closed_ns;
+                t.reading.port = 0;
+            })
+        };
+        let mut engine = Engine::default();
+        one(&mut engine, tracked(|_| {}));
+        let last = one(&mut engine, closed(0, 5));
+        assert!(last.closed);
+        assert_eq!(last.port, Some(80));
+        let stillborn = closed(1000, 2000);
+        assert!(engine.interval(NOW, &[stillborn], &Host::default()).listeners.is_empty());
+    }
+
+    #[test]
+    fn a_requested_backlog_that_does_not_fit_is_not_believed() {
+        let check = |asked, limit, requested| {
+            let t = tracked(|t| {
+                t.slot.requested = asked;
+                t.slot.flags = SLOT_HAS_REQUESTED;
+                t.reading.accept_limit = limit;
+            });
+            assert_eq!(one(&mut Engine::default(), t).requested, requested, "{asked} {limit}");
+        };
+        check(16, 16, Some(16));
+        check(1024, 128, Some(1024));
+        check(-1, 4096, Some(-1));
+        check(0, 0, Some(0));
+        check(5, 128, None);
+    }
+}

@@ -1,0 +1,52 @@
+//! The one module that reads the host: `/proc`, netlink, namespaces, sysctls.
+
+mod diag;
+mod kernel;
+mod netns;
+mod owners;
+
+pub use diag::{DiagListener, Dump};
+pub use kernel::{Privileges, possible_cpus, release, tracefs};
+pub use netns::{NetnsPath, inode_at, own, reachable, resolve};
+pub use owners::{Owners, read_owners};
+
+use std::{collections::HashMap, path::Path};
+
+use crate::error::Result;
+
+/// What the host says about its listeners, all at one moment.
+#[derive(Debug, Default)]
+pub struct Host {
+    pub netns: Vec<NetnsPath>,
+    /// Listeners by network namespace, as `sock_diag` lists them.
+    pub listeners: HashMap<u32, Dump>,
+    pub owners: Owners,
+    /// Namespaces that could not be asked, and why.
+    pub unreachable: Vec<String>,
+}
+
+impl Host {
+    /// Reads everything that can be reached. `proc` is where procfs is mounted.
+    pub fn read(proc: &Path) -> Result<Self> {
+        let mut host = Self { netns: netns::reachable(proc), ..Self::default() };
+        host.owners = owners::read_owners(proc);
+        let wanted: Vec<_> = host.netns.iter().map(|netns| netns.inode).collect();
+        host.ask(&wanted);
+        Ok(host)
+    }
+
+    /// Asks `sock_diag` for the listeners of some namespaces. That also makes the kernel give each
+    /// of them a cookie.
+    pub fn ask(&mut self, wanted: &[u32]) {
+        for netns in self.netns.iter().filter(|netns| wanted.contains(&netns.inode)) {
+            match diag::dump(netns) {
+                Ok(dump) => {
+                    self.listeners.insert(netns.inode, dump);
+                }
+                Err(error) => {
+                    self.unreachable.push(format!("{}: {error}", netns.path.display()));
+                }
+            }
+        }
+    }
+}

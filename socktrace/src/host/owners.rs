@@ -1,0 +1,83 @@
+//! Which processes hold which socket.
+
+use std::{collections::HashMap, path::Path};
+
+use procfs::{
+    ProcessCGroups,
+    process::{FDTarget, Process, all_processes_with_root},
+};
+
+use crate::model::Owner;
+
+/// Holders of sockets by the socket's inode.
+#[derive(Clone, Debug, Default)]
+pub struct Owners {
+    by_inode: HashMap<u64, Vec<Owner>>,
+    cgroups: HashMap<u32, String>,
+    /// Processes whose file descriptors could not be read: their sockets have no owner here.
+    pub unreadable: usize,
+}
+
+impl Owners {
+    #[must_use]
+    pub fn of(&self, inode: u64) -> &[Owner] {
+        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
+
+    /// The cgroup of a process that holds a socket.
+    #[must_use]
+    pub fn cgroup(&self, pid: u32) -> Option<&str> {
+        self.cgroups.get(&pid).map(String::as_str)
+    }
+}
+
+/// Reads the file descriptors of every process. One that ends meanwhile is not an error.
+#[must_use]
+pub fn read_owners(proc: &Path) -> Owners {
+    let mut owners = Owners::default();
+    let Ok(processes) = all_processes_with_root(proc) else { return owners };
+    for process in processes.flatten() {
+        if add(&mut owners, &process).is_err() {
+            owners.unreadable += 1;
+        }
+    }
+    for holders in owners.by_inode.values_mut() {
+        holders.sort();
+    }
+    owners
+}
+
+fn add(owners: &mut Owners, process: &Process) -> procfs::ProcResult<()> {
+    let Ok(pid) = u32::try_from(process.pid()) else { return Ok(()) };
+    let mut comm = None;
+    for fd in process.fd()?.flatten() {
+        let FDTarget::Socket(inode) = fd.target else { continue };
+        let Ok(number) = u32::try_from(fd.fd) else { continue };
+        let comm = match &comm {
+            Some(comm) => comm,
+            None => {
+                if let Ok(groups) = process.cgroups()
+                    && let Some(path) = cgroup(&groups)
+                {
+                    owners.cgroups.insert(pid, path);
+                }
+                comm.insert(process.stat()?.comm)
+            }
+        };
+        let owner = Owner { pid, comm: comm.clone(), fd: number };
+        owners.by_inode.entry(inode).or_default().push(owner);
+    }
+    Ok(())
+}
+
+/// The path in the unified hierarchy; on a host that still uses version 1, systemd's.
+fn cgroup(groups: &ProcessCGroups) -> Option<String> {
+    let unified = groups.0.iter().find(|group| group.hierarchy == 0);
+    let systemd = groups.0.iter().find(|g| g.controllers.iter().any(|name| name == "name=systemd"));
+    match (unified, systemd) {
+        (Some(unified), Some(systemd)) if unified.pathname == "/" => Some(&systemd.pathname),
+        (Some(unified), _) => Some(&unified.pathname),
+        (None, systemd) => systemd.map(|systemd| &systemd.pathname),
+    }
+    .cloned()
+}

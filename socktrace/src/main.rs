@@ -1,0 +1,34 @@
+use std::{io::IsTerminal as _, process::ExitCode};
+
+use socktrace::{
+    cli::{self, Verb},
+    error::Error,
+    verb,
+};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors and go to stdout; clap knows which is which.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match cli.verb.unwrap_or(Verb::Top(cli.top)) {
+        Verb::Top(args) => verb::top::run(&args),
+        Verb::List(args) => verb::list::run(&args),
+        Verb::Check(args) => verb::check::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !matches!(error, Error::BrokenPipe) {
+                let bold = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+                eprintln!("{on}socktrace:{off} {error}");
+            }
+            error.exit_code()
+        }
+    }
+}

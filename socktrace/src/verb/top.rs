@@ -1,0 +1,287 @@
+//! `socktrace top`: one table an interval.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval_at, sleep},
+};
+
+use super::{adopt, need_privileges, options, output::Printer, proc, start_log};
+use crate::{
+    bpf::{self, KernelBtf, Lost, Tracer},
+    cli::{self, TopArgs},
+    engine::{Engine, Now},
+    error::{Error, Result},
+    host::{self, Host},
+    model::{Id, Listener},
+    view::{column::by_trouble, json::Summary},
+};
+
+/// How long who holds which socket is believed: processes fork and pass sockets on.
+const OWNERS_STAY: Duration = Duration::from_secs(5);
+/// Share of the time that looking for owners may take.
+const OWNERS_SHARE: u32 = 20;
+
+pub fn run(args: &TopArgs) -> Result<()> {
+    cli::check(args)?;
+    start_log(args.view.verbose, args.view.quiet);
+    let printer = Printer::new(&args.view, by_trouble)?;
+    need_privileges("top")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::run("cannot start the runtime"))?;
+    runtime.block_on(trace(args, printer))
+}
+
+async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
+    // Signals first: from here on a run ends with a summary.
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
+    let mut top = Top::start(args, printer)?;
+    let log = bpf::drain_log(top.tracer.take_log());
+    tokio::pin!(log);
+
+    let every = args.interval();
+    let mut ticks = interval_at(tokio::time::Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = async {
+        match args.duration {
+            Some(duration) => sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(end);
+    let mut left = args.count();
+    while left != Some(0) {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = ticks.tick() => {
+                top.interval()?;
+                left = left.map(|left| left - 1);
+            }
+            () = &mut end => break,
+            () = &mut log => {}
+        }
+    }
+    // What happened since the last table is not thrown away.
+    if left != Some(0) && top.since.elapsed() > every / 10 {
+        top.interval()?;
+    }
+    top.finish()
+}
+
+struct Top {
+    tracer: Tracer,
+    engine: Engine,
+    host: Host,
+    owners_read: Instant,
+    owners_cost: Duration,
+    /// Listeners of the interval before, by identity.
+    known: HashSet<Id>,
+    /// Namespaces with listeners that only `sock_diag` knows.
+    untracked: HashSet<u32>,
+    printer: Printer,
+    quiet: bool,
+    started: Instant,
+    /// When the running interval began.
+    since: Instant,
+    lost: Lost,
+}
+
+impl Top {
+    fn start(args: &TopArgs, printer: Printer) -> Result<Self> {
+        let kernel = KernelBtf::read()?;
+        let listeners = count_listeners();
+        let options = options(listeners, args.max_listeners);
+        let mut tracer = Tracer::start(&kernel, &options, args.backend.candidates())?;
+        for (what, why) in tracer.without() {
+            log::info!("unknown on this kernel: {what} ({why})");
+        }
+        // After the probes are on, so that no listener falls between them and this look.
+        let began = Instant::now();
+        let mut host = Host::read(proc())?;
+        let owners_cost = began.elapsed();
+        for unreachable in std::mem::take(&mut host.unreachable) {
+            log::info!("network namespace out of reach: {unreachable}");
+        }
+        adopt(&mut tracer, &host, |_, _| false)?;
+        let tracked = tracer.look()?;
+        let mut engine = Engine::default();
+        let listeners = engine.interval(now()?, &tracked, &host).listeners;
+        if !args.view.quiet {
+            let backend = backend(&tracer);
+            eprintln!("socktrace: tracing with {backend} ({} listeners)", listeners.len());
+        }
+        let mut top = Self {
+            tracer,
+            engine,
+            host,
+            owners_read: Instant::now(),
+            owners_cost,
+            known: HashSet::new(),
+            untracked: HashSet::new(),
+            printer,
+            quiet: args.view.quiet,
+            started: Instant::now(),
+            since: Instant::now(),
+            lost: Lost::default(),
+        };
+        top.remember(&listeners);
+        Ok(top)
+    }
+
+    fn interval(&mut self) -> Result<()> {
+        self.ask_host()?;
+        self.since = Instant::now();
+        let mut tracked = self.tracer.interval()?;
+        if self.complete(&tracked)? {
+            // Cookies were given out, sockets were taken in: the same interval, read again.
+            let fresh = self.tracer.look()?;
+            for t in &mut tracked {
+                if let Some(fresh) = fresh.iter().find(|f| f.index == t.index && f.slot.sk == t.slot.sk)
+                    && !t.closed()
+                {
+                    t.reading.cookie = fresh.reading.cookie;
+                }
+            }
+        }
+        let interval = self.engine.interval(now()?, &tracked, &self.host);
+        for index in interval.gone {
+            self.tracer.drop_slot(index)?;
+        }
+        self.remember(&interval.listeners);
+        self.warn_of_loss();
+        let title = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        self.printer.listeners(interval.listeners, Some(&title))
+    }
+
+    /// Before the kernel side is read: listeners that only `sock_diag` knows, and owners that may
+    /// have changed.
+    fn ask_host(&mut self) -> Result<()> {
+        self.host.listeners.clear();
+        if !self.untracked.is_empty() {
+            let namespaces: Vec<u32> = self.untracked.iter().copied().collect();
+            self.host.ask(&namespaces);
+            let known: HashSet<(u32, u64)> = self
+                .known
+                .iter()
+                .filter_map(|id| match id {
+                    Id::Cookie { netns, cookie } => Some((*netns, *cookie)),
+                    Id::Inode { .. } => None,
+                })
+                .collect();
+            adopt(&mut self.tracer, &self.host, |netns, cookie| known.contains(&(netns, cookie)))?;
+        }
+        if self.owners_read.elapsed() > OWNERS_STAY.max(self.owners_cost * OWNERS_SHARE) {
+            self.read_owners();
+        }
+        Ok(())
+    }
+
+    fn read_owners(&mut self) {
+        let began = Instant::now();
+        self.host.owners = host::read_owners(proc());
+        self.owners_cost = began.elapsed();
+        self.owners_read = Instant::now();
+    }
+
+    /// For listeners that are new: gets them a cookie and looks for their owners. Returns whether
+    /// the kernel was asked for something.
+    fn complete(&mut self, tracked: &[bpf::Tracked]) -> Result<bool> {
+        let open = || tracked.iter().filter(|t| !t.closed());
+        let nameless: HashSet<u32> =
+            open().filter(|t| t.reading.cookie == 0).map(|t| t.reading.netns).collect();
+        if open().any(|t| t.reading.inode != 0 && self.host.owners.of(t.reading.inode).is_empty())
+            && self.owners_read.elapsed() > self.owners_cost * OWNERS_SHARE
+        {
+            self.read_owners();
+        }
+        if nameless.is_empty() {
+            return Ok(false);
+        }
+        if nameless.iter().any(|inode| !self.host.netns.iter().any(|n| n.inode == *inode)) {
+            self.host.netns = host::reachable(proc());
+        }
+        // For the cookies only: what these dumps list was opened after `tracked` was read.
+        let mut asked = Host { netns: self.host.netns.clone(), ..Host::default() };
+        asked.ask(&nameless.into_iter().collect::<Vec<_>>());
+        Ok(true)
+    }
+
+    fn remember(&mut self, listeners: &[Listener]) {
+        self.known = listeners.iter().map(|listener| listener.id).collect();
+        self.untracked = listeners
+            .iter()
+            .filter(|listener| listener.somaxconn.is_none())
+            .map(|listener| listener.netns)
+            .collect();
+    }
+
+    fn warn_of_loss(&mut self) {
+        let lost = self.tracer.lost();
+        if lost.no_slot > self.lost.no_slot {
+            log::warn!(
+                "{} listeners are not traced: more than --max-listeners has room for",
+                lost.no_slot - self.lost.no_slot
+            );
+        }
+        let others = lost.total() - lost.no_slot;
+        let before = self.lost.total() - self.lost.no_slot;
+        if others > before {
+            log::warn!("{} events were lost: {lost:?}", others - before);
+        }
+        self.lost = lost;
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let summary = Summary::new(
+            SystemTime::now(),
+            backend(&self.tracer),
+            host::release(),
+            self.started.elapsed(),
+            self.tracer.events(),
+            self.tracer.lost().total(),
+        );
+        if self.printer.is_json() {
+            self.printer.record(&summary)?;
+        }
+        if !self.quiet {
+            eprintln!(
+                "socktrace: {:.1} s with {}, {} listeners at the end, {} events, {} lost",
+                self.started.elapsed().as_secs_f64(),
+                summary.backend,
+                self.known.len(),
+                summary.events,
+                summary.lost_events
+            );
+        }
+        Ok(())
+    }
+}
+
+fn backend(tracer: &Tracer) -> &'static str {
+    tracer.backend().map_or("none", bpf::Backend::name)
+}
+
+fn now() -> Result<Now> {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(monotonic.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(monotonic.tv_nsec).unwrap_or(0);
+    Ok(Now { time: SystemTime::now(), monotonic_ns: seconds * 1_000_000_000 + nanos })
+}
+
+/// How many listeners there are, to size the maps.
+fn count_listeners() -> usize {
+    let mut host = Host { netns: host::reachable(proc()), ..Host::default() };
+    let all: Vec<u32> = host.netns.iter().map(|netns| netns.inode).collect();
+    host.ask(&all);
+    host.listeners.values().map(|dump| dump.listeners.len()).sum()
+}
