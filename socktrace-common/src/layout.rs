@@ -46,6 +46,7 @@ macro_rules! for_each_field {
             FILES_FDT "files_struct" "fdt" required bytes;
             FDT_FD "fdtable" "fd" required bytes;
             FDT_MAX "fdtable" "max_fds" required bytes;
+            FDT_OPEN "fdtable" "open_fds" required bytes;
             FILE_PRIVATE "file" "private_data" required bytes;
             FILE_INODE "file" "f_inode" required bytes;
             SKB_HEAD "sk_buff" "head" required bytes;

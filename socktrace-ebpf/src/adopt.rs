@@ -1,19 +1,17 @@
-//! Finds listeners that are older than the trace: from a process and a file descriptor, which
-//! `/proc` names, to the socket. Nothing in the process is touched; every pointer is checked against
-//! what `/proc` and the kernel said of the socket before it is believed.
+//! Finds listeners that are older than the trace, in the file descriptors of every process of the
+//! machine, whichever namespaces it lives in. Nothing is touched, only read; a pointer is believed
+//! when what it points to is consistent (a file whose inode lies beside its socket, a TCP socket in
+//! LISTEN).
 
 use aya_ebpf::{
     helpers::generated::bpf_get_current_task, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use socktrace_common::{
-    IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state,
-};
+use socktrace_common::{IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state};
 
 use crate::{
     layout as at, listener, maps,
     mem::{Mem, Probe, present},
-    snapshot,
 };
 
 /// Visits the next [`WALK_BATCH`] processes after the task `arg(0)`; 0 begins at the caller.
@@ -50,52 +48,81 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Takes in the listener behind file descriptor `arg(2)` of task `arg(0)`, thread group `arg(1)`,
-/// if its inode is `arg(3)`. Returns the slot plus one, or 0.
+/// Takes in the listeners among 64 file descriptors of task `arg(0)`, thread group `arg(1)`, from
+/// `64 * arg(2)` on. Returns how many times 64 descriptors its table has, 0 when it is gone.
 #[raw_tracepoint]
-pub(crate) fn adopt_fd(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
     // SAFETY: `Probe` survives any address.
-    let sk = unsafe { socket_at(ctx.arg::<u64>(0) as *const u8, ctx.arg(1), ctx.arg(2), ctx.arg(3)) };
-    let Some(sk) = sk else { return 0 };
-    let slot = match maps::slot_of(sk) {
-        Some(slot) => Some(slot),
-        None => listener::adopt(sk),
-    };
-    slot.map_or(0, |slot| slot as i32 + 1)
+    unsafe { scan(ctx.arg::<u64>(0) as *const u8, ctx.arg(1), ctx.arg(2)) }.unwrap_or(0) as i32
 }
 
-/// The listening TCP socket behind a file descriptor, if it is the one with that inode.
 #[inline(always)]
-unsafe fn socket_at(task: *const u8, tgid: u64, fd: u64, inode: u64) -> Option<*const u8> {
+unsafe fn scan(task: *const u8, tgid: u64, word: u64) -> Option<u32> {
     // SAFETY: `Probe` survives any address.
     unsafe {
         if u64::from(Probe::read::<u32>(task, at::TASK_TGID.load())?) != tgid {
             return None;
         }
-        let sk = listening(fd_to_sk(task, fd)?)?;
-        (snapshot::inode_of(sk)? == inode).then_some(sk)
+        let fdt = fd_table(task)?;
+        let words = Probe::read::<u32>(fdt, at::FDT_MAX.load())? / u64::BITS;
+        if word >= u64::from(words) {
+            return Some(words);
+        }
+        let open: *const u8 = Probe::read(fdt, at::FDT_OPEN.load())?;
+        let open: u64 = Probe::read(open.wrapping_add(word as usize * 8), 0)?;
+        for bit in 0..u64::from(u64::BITS) {
+            if open >> bit & 1 == 1
+                && let Some(sk) = socket_at(fdt, word * u64::from(u64::BITS) + bit)
+                && let Some(sk) = listening(sk)
+                && maps::slot_of(sk).is_none()
+            {
+                listener::adopt(sk);
+            }
+        }
+        Some(words)
     }
 }
 
-/// `task->files->fdt->fd[fd]->private_data->sk`
+#[inline(always)]
+unsafe fn fd_table(task: *const u8) -> Option<*const u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let files: *const u8 = Probe::read(task, at::TASK_FILES.load())?;
+        // Kernel threads and processes that end have none.
+        if files.is_null() {
+            return None;
+        }
+        Probe::read(files, at::FILES_FDT.load())
+    }
+}
+
+/// The socket behind a file descriptor, if it is one.
 #[inline(always)]
 pub(crate) unsafe fn fd_to_sk(task: *const u8, fd: u64) -> Option<*const u8> {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let files: *const u8 = Probe::read(task, at::TASK_FILES.load())?;
-        let fdt: *const u8 = Probe::read(files, at::FILES_FDT.load())?;
+        let fdt = fd_table(task)?;
         if fd >= u64::from(Probe::read::<u32>(fdt, at::FDT_MAX.load())?) {
             return None;
         }
+        socket_at(fdt, fd)
+    }
+}
+
+/// `fdt->fd[fd]->private_data->sk`, when that file is a socket.
+#[inline(always)]
+unsafe fn socket_at(fdt: *const u8, fd: u64) -> Option<*const u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
         let table: *const u8 = Probe::read(fdt, at::FDT_FD.load())?;
         let file: *const u8 = Probe::read(table.wrapping_add(fd as usize * 8), 0)?;
         if file.is_null() {
             return None;
         }
         let socket: *const u8 = Probe::read(file, at::FILE_PRIVATE.load())?;
-        let file_inode: *const u8 = Probe::read(file, at::FILE_INODE.load())?;
-        // Only a socket's file has the inode that lies beside the `struct socket`.
-        if file_inode != socket.wrapping_add(at::SOCKET_VFS_INODE.load() as usize) {
+        let inode: *const u8 = Probe::read(file, at::FILE_INODE.load())?;
+        // Only a socket's file has the inode that lies beside the `struct socket` it points to.
+        if socket.is_null() || inode != socket.wrapping_add(at::SOCKET_VFS_INODE.load() as usize) {
             return None;
         }
         Probe::read(socket, at::SOCKET_SK.load())

@@ -1,7 +1,5 @@
 //! Finds the sockets of listeners that are older than the trace.
 
-use std::collections::HashMap;
-
 use aya::{
     Ebpf,
     programs::{RawTracePointRunOptions, TestRun as _},
@@ -10,14 +8,6 @@ use socktrace_common::{TaskEntry, WALK_BATCH};
 
 use super::{object, shared::Shared};
 use crate::error::{Error, Result};
-
-/// A listening socket as `/proc` shows it: a process, a file descriptor, the socket's inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub pid: u32,
-    pub fd: u32,
-    pub inode: u64,
-}
 
 /// No kernel has more processes than this (`PID_MAX_LIMIT`, include/linux/threads.h).
 const MOST_TASKS: usize = 4 << 20;
@@ -31,9 +21,9 @@ pub(super) fn run(ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<u32> {
     Ok(result.return_value)
 }
 
-/// Addresses of the kernel's task structures by process id.
-pub(super) fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<HashMap<u32, u64>> {
-    let mut tasks = HashMap::new();
+/// The kernel's task structures of all processes, with their process ids.
+fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<Vec<TaskEntry>> {
+    let mut tasks = Vec::new();
     let mut next = 0;
     let mut start = 0;
     while tasks.len() < MOST_TASKS {
@@ -49,7 +39,7 @@ pub(super) fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<HashMap<
             } else if entry.task == start {
                 return Ok(tasks);
             }
-            tasks.insert(entry.tgid, entry.task);
+            tasks.push(entry);
         }
         if result != 0 {
             return Ok(tasks);
@@ -57,4 +47,17 @@ pub(super) fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<HashMap<
         next = met.read(WALK_BATCH).task;
     }
     Ok(tasks)
+}
+
+/// Looks through the file descriptors of every process for listeners that are not tracked yet.
+pub(super) fn scan(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<()> {
+    for TaskEntry { task, tgid, .. } in tasks(ebpf, met)? {
+        let mut word = 0;
+        let mut words = 1;
+        while word < words {
+            words = u64::from(run(ebpf, "scan_fds", &[task, u64::from(tgid), word])?);
+            word += 1;
+        }
+    }
+    Ok(())
 }

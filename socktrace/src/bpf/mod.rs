@@ -8,7 +8,6 @@ mod object;
 mod shared;
 mod tracer;
 
-pub use adopt::Wanted;
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};

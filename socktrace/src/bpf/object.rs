@@ -72,7 +72,7 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options, by_port: bool) -> Resu
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&kernel.btf))
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .verifier_log_level(VerifierLogLevel::DEBUG)
         .map_max_entries("SLOTS", slots)
         .map_max_entries("READINGS", slots)
         .map_max_entries("CELLS", slots * options.cpus)

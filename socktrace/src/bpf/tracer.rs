@@ -16,7 +16,7 @@ use socktrace_common::{
 };
 
 use super::{
-    adopt::{self, Wanted},
+    adopt,
     backend::Backend,
     log,
     object::{self, Attempt, KernelBtf, Options},
@@ -115,7 +115,7 @@ impl Tracer {
         let by_port = backend == Some(Backend::Tracepoint);
         let mut ebpf = object::load(kernel, options, by_port)?;
         let log = log::open(&mut ebpf);
-        for name in ["snapshot", "walk_tasks", "adopt_fd"] {
+        for name in ["snapshot", "walk_tasks", "scan_fds"] {
             object::load_on_request(&mut ebpf, name)?;
         }
         let slots = options.max_listeners;
@@ -179,22 +179,9 @@ impl Tracer {
         self.events
     }
 
-    /// Takes in listeners that are older than the trace. Those whose process is gone meanwhile are
-    /// left out. Returns how many were found.
-    pub fn adopt(&mut self, wanted: &[Wanted]) -> Result<usize> {
-        if wanted.is_empty() {
-            return Ok(0);
-        }
-        let tasks = adopt::tasks(&mut self.ebpf, &self.tasks)?;
-        let mut found = 0;
-        for Wanted { pid, fd, inode } in wanted {
-            let Some(task) = tasks.get(pid) else { continue };
-            let args = [*task, u64::from(*pid), u64::from(*fd), *inode];
-            if adopt::run(&mut self.ebpf, "adopt_fd", &args)? > 0 {
-                found += 1;
-            }
-        }
-        Ok(found)
+    /// Takes in the listeners that are older than the trace and belong to a process.
+    pub fn adopt(&mut self) -> Result<()> {
+        adopt::scan(&mut self.ebpf, &self.tasks)
     }
 
     /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it

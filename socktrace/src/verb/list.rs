@@ -1,8 +1,8 @@
 //! `socktrace list`: one snapshot.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::time::SystemTime;
 
-use super::{adopt, options, output::Printer, proc, start_log};
+use super::{options, output::Printer, proc, start_log};
 use crate::{
     bpf::{KernelBtf, Tracer},
     cli::ListArgs,
@@ -47,8 +47,7 @@ fn read_kernel(host: &Host) -> std::result::Result<Vec<crate::bpf::Tracked>, Str
     let read = || {
         let kernel = KernelBtf::read()?;
         let mut tracer = Tracer::start(&kernel, &options(listeners, None), &[])?;
-        let known = HashSet::<(u32, u64)>::new();
-        adopt(&mut tracer, host, |netns, cookie| known.contains(&(netns, cookie)))?;
+        tracer.adopt()?;
         tracer.look()
     };
     read().map_err(|error: crate::error::Error| error.to_string().replace("\n ", ";"))

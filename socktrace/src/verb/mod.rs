@@ -8,9 +8,9 @@ pub mod top;
 use std::path::Path;
 
 use crate::{
-    bpf::{Options, Tracer, Wanted},
+    bpf::Options,
     error::{Error, Result},
-    host::{Host, Privileges, possible_cpus},
+    host::{Privileges, possible_cpus},
 };
 
 const PROC: &str = "/proc";
@@ -64,23 +64,4 @@ fn need_privileges(verb: &str) -> Result<()> {
              see"
         ),
     })
-}
-
-/// Takes in the listeners that the kernel side does not know yet.
-fn adopt(tracer: &mut Tracer, host: &Host, known: impl Fn(u32, u64) -> bool) -> Result<()> {
-    let wanted: Vec<Wanted> = host
-        .listeners
-        .iter()
-        .flat_map(|(&netns, dump)| dump.listeners.iter().map(move |listener| (netns, listener)))
-        .filter(|(netns, listener)| listener.inode != 0 && !known(*netns, listener.cookie))
-        .filter_map(|(_, listener)| {
-            let owner = host.owners.of(listener.inode).first()?;
-            Some(Wanted { pid: owner.pid, fd: owner.fd, inode: listener.inode })
-        })
-        .collect();
-    let found = tracer.adopt(&wanted)?;
-    if found < wanted.len() {
-        log::info!("{} of {} older listeners taken in", found, wanted.len());
-    }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval_at, sleep},
 };
 
-use super::{adopt, need_privileges, options, output::Printer, proc, start_log};
+use super::{need_privileges, options, output::Printer, proc, start_log};
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer},
     cli::{self, TopArgs},
@@ -112,7 +112,7 @@ impl Top {
         for unreachable in std::mem::take(&mut host.unreachable) {
             log::info!("network namespace out of reach: {unreachable}");
         }
-        adopt(&mut tracer, &host, |_, _| false)?;
+        tracer.adopt()?;
         let tracked = tracer.look()?;
         let mut engine = Engine::default();
         let listeners = engine.interval(now()?, &tracked, &host).listeners;
@@ -170,15 +170,6 @@ impl Top {
         if !self.untracked.is_empty() {
             let namespaces: Vec<u32> = self.untracked.iter().copied().collect();
             self.host.ask(&namespaces);
-            let known: HashSet<(u32, u64)> = self
-                .known
-                .iter()
-                .filter_map(|id| match id {
-                    Id::Cookie { netns, cookie } => Some((*netns, *cookie)),
-                    Id::Inode { .. } => None,
-                })
-                .collect();
-            adopt(&mut self.tracer, &self.host, |netns, cookie| known.contains(&(netns, cookie)))?;
         }
         if self.owners_read.elapsed() > OWNERS_STAY.max(self.owners_cost * OWNERS_SHARE) {
             self.read_owners();

@@ -1,0 +1,79 @@
+//! Real kernels: Debian's, booted by QEMU with an initramfs that holds what is to be run.
+
+mod initramfs;
+mod kernels;
+mod qemu;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{build, setup, sh::say};
+pub(crate) use kernels::Kernel;
+
+#[derive(Args)]
+pub(crate) struct VmArgs {
+    /// One of 5.10, 6.1, 6.12, 7.2; all without it
+    #[arg(long, value_parser = kernels::parse)]
+    kernel: Option<&'static Kernel>,
+
+    /// Only tests whose name contains this
+    #[arg(long)]
+    test: Option<String>,
+
+    /// Give the guest this many CPUs
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+
+    /// A command to run in the guest instead of the root tests
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+pub(crate) fn run(args: &VmArgs) -> Result<()> {
+    setup::compiler()?;
+    setup::machines()?;
+    let kernels: Vec<&Kernel> = match args.kernel {
+        Some(kernel) => vec![kernel],
+        None => kernels::MATRIX.iter().collect(),
+    };
+    let command = if args.command.is_empty() {
+        let mut command = vec!["/bin/kernel-tests".to_owned(), "--test-threads=1".to_owned()];
+        command.extend(args.test.clone());
+        command
+    } else {
+        args.command.clone()
+    };
+    on(&kernels, &command, args.cpus)
+}
+
+/// The root tests on every kernel of the matrix.
+pub(crate) fn matrix() -> Result<()> {
+    let kernels: Vec<&Kernel> = kernels::MATRIX.iter().collect();
+    on(&kernels, &["/bin/kernel-tests".into(), "--test-threads=1".into()], 2)
+}
+
+fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
+    let programs = [
+        ("bin/socktrace", build::socktrace(true)?),
+        ("bin/kernel-tests", build::kernel_tests()?),
+    ];
+    let mut failed = Vec::new();
+    for kernel in kernels {
+        let began = Instant::now();
+        say(format!("-- kernel {}", kernel.name));
+        let files = kernels::fetch(kernel)?;
+        let initramfs = initramfs::make(kernel, &files, &programs, command)?;
+        let code = qemu::boot(kernel, &files.image, &initramfs, cpus)?;
+        let seconds = began.elapsed().as_secs_f64();
+        say(format!("-- kernel {} ({}): exit {code} in {seconds:.0} s", kernel.name, files.release));
+        if code != 0 {
+            failed.push(kernel.name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed on {}", failed.join(", "))
+}

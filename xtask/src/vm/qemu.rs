@@ -1,0 +1,98 @@
+//! Booting a kernel.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Kernel, initramfs::END};
+use crate::sh::{command, say};
+
+/// A guest that says nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(240);
+const LONGEST: Duration = Duration::from_secs(20 * 60);
+/// QEMU's emulator itself kills one boot in about ten of the newest kernels, before anything of ours
+/// runs or in the middle of it. Such a death is not ours; three in a row are.
+const TRIES: u32 = 3;
+
+/// Boots, shows what the guest prints, and returns the exit code of its command.
+pub(super) fn boot(kernel: &Kernel, image: &Path, initramfs: &Path, cpus: u32) -> Result<i32> {
+    for attempt in 1..=TRIES {
+        match boot_once(kernel, image, initramfs, cpus)? {
+            Some(code) => return Ok(code),
+            None => say(format!("kernel {}: the guest died, try {attempt} of {TRIES}", kernel.name)),
+        }
+    }
+    bail!("kernel {}: the guest died {TRIES} times", kernel.name)
+}
+
+struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It has usually ended by itself; then both fail, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn boot_once(kernel: &Kernel, image: &Path, initramfs: &Path, cpus: u32) -> Result<Option<i32>> {
+    let mut guest = Guest(
+        command("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi"])
+            // QEMU 7.2 emulates cmpxchg16b wrongly, and guests that use it crash.
+            .args(["-cpu", "max,-cx16", "-smp", &cpus.to_string(), "-m", "1536"])
+            .args(["-nographic", "-no-reboot", "-net", "none"])
+            .arg("-kernel")
+            .arg(image)
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .context("cannot run qemu-system-x86_64")?,
+    );
+    let stdout = guest.0.stdout.take().context("QEMU has no output")?;
+    let (send, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if send.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+
+    let began = Instant::now();
+    loop {
+        if began.elapsed() > LONGEST {
+            bail!("kernel {}: not done after {} s", kernel.name, LONGEST.as_secs());
+        }
+        match lines.recv_timeout(SILENCE) {
+            Ok(line) => {
+                if let Some(code) = line.trim().strip_prefix(END) {
+                    return Ok(code.trim().parse().ok());
+                }
+                eprintln!("[{}] {}", kernel.name, printable(&line));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                bail!("kernel {}: silent for {} s", kernel.name, SILENCE.as_secs());
+            }
+        }
+    }
+}
+
+/// The firmware clears the screen; nobody else's should be.
+fn printable(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control() || *c == '\t').collect()
+}
