@@ -58,6 +58,7 @@ async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
     };
     tokio::pin!(end);
     let mut left = args.count();
+    let mut tables = 0_u64;
     while left != Some(0) {
         tokio::select! {
             biased;
@@ -65,6 +66,7 @@ async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
             _ = interrupt.recv() => break,
             _ = ticks.tick() => {
                 top.interval()?;
+                tables += 1;
                 left = left.map(|left| left - 1);
             }
             () = &mut end => break,
@@ -72,7 +74,7 @@ async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
         }
     }
     // What happened since the last table is not thrown away.
-    if left != Some(0) && top.since.elapsed() > every / 10 {
+    if left != Some(0) && (tables == 0 || top.since.elapsed() > every / 10) {
         top.interval()?;
     }
     top.finish()

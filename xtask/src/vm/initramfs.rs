@@ -19,6 +19,9 @@ const MODULES: &[&str] = &["inet_diag", "tcp_diag", "unix_diag", "veth", "tun", 
 /// Printed by `init` at the very end: without it the guest died.
 pub(super) const END: &str = "xtask-vm-exit:";
 
+/// Printed by `init` before the command: what comes earlier is the firmware's.
+pub(super) const BEGIN: &str = "xtask-vm-begin";
+
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -37,7 +40,9 @@ done
 ip link set lo up
 echo 'root:x:0:0:root:/:/bin/sh
 nobody:x:65534:65534:nobody:/:/bin/sh' > /etc/passwd
-export PATH=/bin HOME=/ SOCKTRACE_BIN=/bin/socktrace SOCKTRACE_VM=1 RUST_BACKTRACE=1
+export PATH=/bin HOME=/ SOCKTRACE_BIN=/bin/socktrace SOCKTRACE_VM=1 RUST_BACKTRACE=1 NO_COLOR=1
+echo "
+@BEGIN@"
 sh /command
 echo "
 @END@ $?"
@@ -62,7 +67,7 @@ pub(super) fn make(
     }
     with_libraries(&which("ss").context("ss is not installed")?, "bin/ss", &tree)?;
     modules(files, &tree)?;
-    script(&tree.join("init"), &INIT.replace("@END@", END))?;
+    script(&tree.join("init"), &INIT.replace("@BEGIN@", BEGIN).replace("@END@", END))?;
     script(&tree.join("command"), &shell_line(arguments))?;
     pack(&tree, &home.join("initramfs.cpio"))
 }

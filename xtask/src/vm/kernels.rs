@@ -70,18 +70,21 @@ pub(crate) fn fetch(kernel: &Kernel) -> Result<Files> {
     if !home.join("complete").exists() {
         download(kernel, &home).with_context(|| format!("fetching kernel {}", kernel.name))?;
     }
-    let root = home.join("root");
-    let image = only(&root.join("boot"), "vmlinuz-")?;
-    let release = image
-        .file_name()
-        .and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"))
-        .context("the kernel image has no version")?
-        .to_owned();
+    unpacked(&home.join("root"))
+}
+
+/// Where things are in an unpacked package: the image is in `boot`, or beside its modules.
+fn unpacked(root: &Path) -> Result<Files> {
     let modules = ["lib/modules", "usr/lib/modules"]
-        .map(|path| root.join(path).join(&release))
         .into_iter()
-        .find(|path| path.is_dir())
-        .context("the kernel has no modules")?;
+        .find_map(|path| fs::read_dir(root.join(path)).ok()?.flatten().next())
+        .with_context(|| format!("no modules in {}", root.display()))?;
+    let release = modules.file_name().to_string_lossy().into_owned();
+    let modules = modules.path();
+    let image = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")]
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("no kernel image in {}", root.display()))?;
     Ok(Files { image, release, modules })
 }
 
@@ -114,6 +117,7 @@ fn download(kernel: &Kernel, home: &Path) -> Result<()> {
     for deb in fs::read_dir(home.join("debs"))? {
         run(command("dpkg").arg("-x").arg(deb?.path()).arg(home.join("root")))?;
     }
+    unpacked(&home.join("root"))?;
     fs::write(home.join("complete"), "")?;
     Ok(())
 }
@@ -178,16 +182,6 @@ fn addresses(text: &str) -> Vec<String> {
         .filter(|word| word.contains("://"))
         .map(str::to_owned)
         .collect()
-}
-
-fn only(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    fs::read_dir(directory)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| {
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
-        })
-        .with_context(|| format!("no {prefix}* in {}", directory.display()))
 }
 
 #[cfg(test)]

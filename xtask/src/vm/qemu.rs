@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Kernel, initramfs::END};
+use super::{
+    Kernel,
+    initramfs::{BEGIN, END},
+};
 use crate::sh::{command, say};
 
 /// A guest that says nothing for so long hangs.
@@ -73,6 +76,7 @@ fn boot_once(kernel: &Kernel, image: &Path, initramfs: &Path, cpus: u32) -> Resu
     });
 
     let began = Instant::now();
+    let mut booting = Some(Vec::new());
     loop {
         if began.elapsed() > LONGEST {
             bail!("kernel {}: not done after {} s", kernel.name, LONGEST.as_secs());
@@ -82,9 +86,20 @@ fn boot_once(kernel: &Kernel, image: &Path, initramfs: &Path, cpus: u32) -> Resu
                 if let Some(code) = line.trim().strip_prefix(END) {
                     return Ok(code.trim().parse().ok());
                 }
-                eprintln!("[{}] {}", kernel.name, printable(&line));
+                if line.trim() == BEGIN {
+                    booting = None;
+                } else if let Some(lines) = &mut booting {
+                    lines.push(printable(&line));
+                } else {
+                    eprintln!("[{}] {}", kernel.name, printable(&line));
+                }
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                for line in booting.unwrap_or_default() {
+                    eprintln!("[{}] {line}", kernel.name);
+                }
+                return Ok(None);
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 bail!("kernel {}: silent for {} s", kernel.name, SILENCE.as_secs());
             }
