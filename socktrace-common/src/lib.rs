@@ -124,11 +124,24 @@ pub struct TaskEntry {
 const _: () = assert!(size_of::<TaskEntry>() == 16);
 
 /// Slots that one run of the `snapshot` program reads. A verifier bound, not a limit of the tool.
-pub const SNAPSHOT_BATCH: u32 = 64;
+pub const SNAPSHOT_BATCH: u32 = 8;
 /// Tasks that one run of the `walk_tasks` program visits.
-pub const WALK_BATCH: u32 = 256;
+pub const WALK_BATCH: u32 = 64;
+/// File descriptors that one run of the `scan_fds` program looks at.
+pub const FD_BATCH: u32 = 16;
+/// Slots that one run of the `fill_free` program makes free.
+pub const FILL_BATCH: u32 = 256;
 /// Listeners of one (netns, port) that the tracepoint backend looks at for one packet.
 pub const GROUP_MAX: u32 = 32;
+
+/// Indices of the `CONTROL` map: what the user side tells the programs while they run.
+pub mod control {
+    /// Number of the running interval.
+    pub const EPOCH: u32 = 0;
+    /// 1 when listeners have to be found by (netns, port): the tracepoint backend.
+    pub const BY_PORT: u32 = 1;
+    pub const COUNT: u32 = 2;
+}
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.
 pub mod stat {

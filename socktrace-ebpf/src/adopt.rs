@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_task, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use socktrace_common::{IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state};
+use socktrace_common::{FD_BATCH, IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state};
 
 use crate::{
     layout as at, listener, maps,
@@ -48,8 +48,8 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Takes in the listeners among 64 file descriptors of task `arg(0)`, thread group `arg(1)`, from
-/// `64 * arg(2)` on. Returns how many times 64 descriptors its table has, 0 when it is gone.
+/// Takes in the listeners among the [`FD_BATCH`] file descriptors from `arg(2)` on, of task `arg(0)`,
+/// thread group `arg(1)`. Returns the size of its table of descriptors, 0 when it is gone.
 #[raw_tracepoint]
 pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
     // SAFETY: `Probe` survives any address.
@@ -57,29 +57,29 @@ pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-unsafe fn scan(task: *const u8, tgid: u64, word: u64) -> Option<u32> {
+unsafe fn scan(task: *const u8, tgid: u64, first: u64) -> Option<u32> {
     // SAFETY: `Probe` survives any address.
     unsafe {
         if u64::from(Probe::read::<u32>(task, at::TASK_TGID.load())?) != tgid {
             return None;
         }
         let fdt = fd_table(task)?;
-        let words = Probe::read::<u32>(fdt, at::FDT_MAX.load())? / u64::BITS;
-        if word >= u64::from(words) {
-            return Some(words);
+        let size = Probe::read::<u32>(fdt, at::FDT_MAX.load())?;
+        if first >= u64::from(size) {
+            return Some(size);
         }
         let open: *const u8 = Probe::read(fdt, at::FDT_OPEN.load())?;
-        let open: u64 = Probe::read(open.wrapping_add(word as usize * 8), 0)?;
-        for bit in 0..u64::from(u64::BITS) {
+        let open: u16 = Probe::read(open.wrapping_add(first as usize / 8), 0)?;
+        for bit in 0..FD_BATCH {
             if open >> bit & 1 == 1
-                && let Some(sk) = socket_at(fdt, word * u64::from(u64::BITS) + bit)
+                && let Some(sk) = socket_at(fdt, first + u64::from(bit))
                 && let Some(sk) = listening(sk)
                 && maps::slot_of(sk).is_none()
             {
                 listener::adopt(sk);
             }
         }
-        Some(words)
+        Some(size)
     }
 }
 

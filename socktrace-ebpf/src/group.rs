@@ -12,7 +12,7 @@ use crate::{
 /// Puts a listener in front of the chain of its port.
 #[inline(always)]
 pub(crate) fn link(index: u32, sk: *const u8) {
-    if at::BY_PORT.load() == 0 {
+    if !maps::by_port() {
         return;
     }
     // SAFETY: `Probe` survives any address; array elements live as long as the map.

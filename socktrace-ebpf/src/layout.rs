@@ -17,7 +17,3 @@ socktrace_common::for_each_field!(fields);
 /// Number of possible CPUs: the stride of the `CELLS` map.
 #[unsafe(no_mangle)]
 pub(crate) static CPUS: Global<u32> = Global::new(1);
-
-/// 1 when the tracepoint backend runs and listeners have to be found by (netns, port).
-#[unsafe(no_mangle)]
-pub(crate) static BY_PORT: Global<u32> = Global::new(0);

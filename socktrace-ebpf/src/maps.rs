@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
 };
-use socktrace_common::{Cell, Reading, Slot, TaskEntry, WALK_BATCH, slot_state, stat};
+use socktrace_common::{Cell, Reading, Slot, TaskEntry, WALK_BATCH, control, slot_state, stat};
 
 use crate::layout;
 
@@ -23,9 +23,9 @@ pub(crate) static READINGS: Array<Reading> = Array::with_max_entries(1, BPF_F_MM
 #[map]
 pub(crate) static TASKS: Array<TaskEntry> = Array::with_max_entries(WALK_BATCH + 1, BPF_F_MMAPABLE);
 
-/// Number of the running interval.
+/// What the user side tells the programs: see [`control`].
 #[map]
-static EPOCH: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static CONTROL: Array<u32> = Array::with_max_entries(control::COUNT, BPF_F_MMAPABLE);
 
 /// Slots that nobody uses. A stack, so that few listeners mean few slots touched.
 #[map]
@@ -55,6 +55,19 @@ pub(crate) fn count(index: u32) {
     }
 }
 
+/// Whether listeners have to be found by (netns, port).
+#[inline(always)]
+pub(crate) fn by_port() -> bool {
+    CONTROL.get(control::BY_PORT).is_some_and(|&on| on == 1)
+}
+
+/// Makes a slot free.
+#[inline(always)]
+pub(crate) fn release(index: u32) {
+    // The stack has room for every slot there is, so this cannot fail.
+    let _ = FREE.push(index, 0);
+}
+
 #[inline(always)]
 pub(crate) fn slot_of(sk: *const u8) -> Option<u32> {
     // SAFETY: the value is copied at once.
@@ -74,8 +87,7 @@ pub(crate) fn claim(sk: *const u8, slot: &Slot) -> Option<u32> {
     if BY_SK.insert(sk as u64, index, BPF_NOEXIST.into()).is_err() {
         // SAFETY: as above, nobody else knows this slot.
         unsafe { (*entry).state = slot_state::FREE };
-        // The stack has room for every slot there is, so this cannot fail.
-        let _ = FREE.push(index, 0);
+        release(index);
         return slot_of(sk);
     }
     Some(index)
@@ -91,7 +103,7 @@ pub(crate) fn forget(sk: *const u8) {
 /// This CPU's cell of a slot, and which half of it belongs to the running interval.
 #[inline(always)]
 pub(crate) fn cell(slot: u32) -> Option<(&'static mut Cell, usize)> {
-    let epoch = *EPOCH.get(0)?;
+    let epoch = *CONTROL.get(control::EPOCH)?;
     // SAFETY: a plain helper call.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let cell = CELLS.get_ptr_mut(slot * layout::CPUS.load() + cpu)?;

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use socktrace_common::{
-    AF_INET, AF_INET6, READ_FAILED, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, Reading,
+    AF_INET, AF_INET6, FILL_BATCH, READ_FAILED, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, Reading,
     SNAPSHOT_BATCH, slot_state,
 };
 
@@ -26,6 +26,19 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
         if slot.state == slot_state::OPEN {
             read(slot.sk as *const u8, index);
         }
+    }
+    0
+}
+
+/// Makes the slots below `arg(0)` free, downwards, [`FILL_BATCH`] at most.
+#[raw_tracepoint]
+pub(crate) fn fill_free(ctx: RawTracePointContext) -> i32 {
+    let end = ctx.arg::<u64>(0) as u32;
+    for i in 0..FILL_BATCH {
+        if i >= end {
+            break;
+        }
+        maps::release(end - 1 - i);
     }
     0
 }

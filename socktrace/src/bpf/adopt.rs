@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
-use socktrace_common::{TaskEntry, WALK_BATCH};
+use socktrace_common::{FD_BATCH, TaskEntry, WALK_BATCH};
 
 use super::{object, shared::Shared};
 use crate::error::{Error, Result};
@@ -52,11 +52,11 @@ fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<Vec<TaskEntry>> {
 /// Looks through the file descriptors of every process for listeners that are not tracked yet.
 pub(super) fn scan(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<()> {
     for TaskEntry { task, tgid, .. } in tasks(ebpf, met)? {
-        let mut word = 0;
-        let mut words = 1;
-        while word < words {
-            words = u64::from(run(ebpf, "scan_fds", &[task, u64::from(tgid), word])?);
-            word += 1;
+        let mut first = 0;
+        let mut size = 1;
+        while first < size {
+            size = run(ebpf, "scan_fds", &[task, tgid.into(), first.into()])?;
+            first += FD_BATCH;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Where the fields are in this kernel.
 
-use btfparse::{Offset, Readable, TypeInformation};
+use super::btf::{Btf, Place};
 use socktrace_common::layout::ABSENT;
 
 use crate::error::{Error, Result};
@@ -29,31 +29,16 @@ pub(super) struct Layout {
     pub(super) absent: Vec<String>,
 }
 
-struct Bytes<'a>(&'a [u8]);
-
-impl Readable for Bytes<'_> {
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> btfparse::Result<()> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        match self.0.get(start..start.saturating_add(buffer.len())) {
-            Some(bytes) => {
-                buffer.copy_from_slice(bytes);
-                Ok(())
-            }
-            None => Err(btfparse::Error::new(btfparse::ErrorKind::EOF, "the BTF is cut short")),
-        }
-    }
-}
-
 impl Layout {
     pub(super) fn find(btf: &[u8]) -> Result<Self> {
-        let types = TypeInformation::new(&Bytes(btf))
-            .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error:?}")))?;
+        let btf = Btf::new(btf)
+            .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))?;
+        let names: Vec<&str> = FIELDS.iter().map(|field| field.1).collect();
         let mut layout = Self { offsets: Vec::new(), absent: Vec::new() };
-        for &(global, type_name, path, required, bits) in FIELDS {
-            let found = types
-                .id_of(type_name)
-                .and_then(|id| types.offset_of(id, path).ok())
-                .and_then(|(_, offset)| in_unit(offset, bits));
+        for (&(global, type_name, path, required, bits), id) in FIELDS.iter().zip(find(&btf, &names))
+        {
+            let found =
+                id.and_then(|id| btf.place(id, path)).and_then(|place| in_unit(place, bits));
             match found {
                 Some(offset) => layout.offsets.push((global, offset)),
                 None if required => {
@@ -71,14 +56,22 @@ impl Layout {
     }
 }
 
+/// Ids of structures, where a name may be asked for more than once.
+fn find(btf: &Btf<'_>, names: &[&str]) -> Vec<Option<u32>> {
+    let mut unique = names.to_vec();
+    unique.sort_unstable();
+    unique.dedup();
+    let ids = btf.structs(&unique);
+    names.iter().map(|name| unique.binary_search(name).ok().and_then(|index| ids[index])).collect()
+}
+
 /// A bit-field may have become a byte of its own on another kernel, so bits can be asked of either;
 /// bytes cannot be asked of a bit-field.
-fn in_unit(offset: Offset, bits: bool) -> Option<u32> {
-    match (offset, bits) {
-        (Offset::ByteOffset(byte), false) => Some(byte),
-        (Offset::ByteOffset(byte), true) => byte.checked_mul(8),
-        (Offset::BitOffsetAndSize(bit, _), true) => Some(bit),
-        (Offset::BitOffsetAndSize(..), false) => None,
+fn in_unit(place: Place, bits: bool) -> Option<u32> {
+    match (bits, place.bit_field) {
+        (true, _) => Some(place.bits),
+        (false, true) => None,
+        (false, false) => Some(place.bits / 8),
     }
 }
 
@@ -94,12 +87,40 @@ fn kernel(what: String) -> Error {
 mod tests {
     use super::*;
 
+    /// The running kernel's fields are where an independent library finds them.
     #[test]
-    fn rubbish_is_an_error_not_a_panic() {
-        for bytes in [&b""[..], b"\x9f\xeb", &[0xff; 64], b"not BTF at all, but long enough to read"]
-        {
-            assert!(Layout::find(bytes).is_err());
+    fn offsets_agree_with_btfparse() {
+        use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
+        struct Bytes(Vec<u8>);
+        impl Readable for Bytes {
+            fn read(&self, offset: u64, to: &mut [u8]) -> btfparse::Result<()> {
+                let start = usize::try_from(offset).unwrap();
+                let from = self.0.get(start..start + to.len());
+                to.copy_from_slice(from.ok_or_else(|| Error::new(ErrorKind::EOF, "end"))?);
+                Ok(())
+            }
         }
+        let bytes = std::fs::read(BTF_PATH).unwrap();
+        let layout = Layout::find(&bytes).unwrap();
+        let types = TypeInformation::new(&Bytes(bytes)).unwrap();
+        for (&(global, type_name, path, _, bits), &(name, ours)) in FIELDS.iter().zip(&layout.offsets) {
+            assert_eq!(global, name);
+            let theirs = types
+                .id_of(type_name)
+                .and_then(|id| types.offset_of(id, path).ok())
+                .map_or(ABSENT, |(_, offset)| match offset {
+                    Offset::ByteOffset(byte) if bits => byte * 8,
+                    Offset::ByteOffset(byte) => byte,
+                    Offset::BitOffsetAndSize(bit, _) => bit,
+                });
+            assert_eq!(ours, theirs, "{type_name}.{path}");
+        }
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        let error = Layout::find(b"").unwrap_err();
+        assert!(error.to_string().contains(BTF_PATH), "{error}");
     }
 
     #[test]

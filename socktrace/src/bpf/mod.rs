@@ -2,6 +2,7 @@
 
 mod adopt;
 pub mod backend;
+mod btf;
 mod layout;
 mod log;
 mod object;

@@ -65,9 +65,8 @@ pub struct Attempt {
 }
 
 /// Creates the maps and prepares the programs; nothing is verified or attached yet.
-pub(super) fn load(kernel: &KernelBtf, options: &Options, by_port: bool) -> Result<Ebpf> {
+pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
     let slots = options.max_listeners;
-    let by_port = u32::from(by_port);
     let level = log::level();
     let mut loader = EbpfLoader::new();
     loader
@@ -79,9 +78,8 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options, by_port: bool) -> Resu
         .map_max_entries("FREE", slots)
         // Twice as many: a preallocated hash may run out of elements on one CPU before it is full.
         .map_max_entries("BY_SK", slots * 2)
-        .map_max_entries("PORTS", if by_port == 1 { slots * 2 } else { 1 })
+        .map_max_entries("PORTS", slots * 2)
         .override_global("CPUS", &options.cpus, true)
-        .override_global("BY_PORT", &by_port, true)
         .override_global("AYA_LOG_LEVEL", &level, true);
     for (name, offset) in &kernel.layout.offsets {
         loader.override_global(name, offset, true);
@@ -102,7 +100,7 @@ pub(super) fn on_request<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut R
         .map_err(Error::run(format!("the eBPF object is damaged: {name}")))
 }
 
-/// Attaches every hook of a backend, or says which one the kernel refused.
+/// Attaches every hook of a backend, or detaches again and says which one the kernel refused.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     kernel: &KernelBtf,
@@ -117,7 +115,10 @@ pub(super) fn attach(
                 let reason = format!("{}: {}", hook.target, explain(&error));
                 ::log::debug!("{} not attached: {reason}", hook.program);
                 match hook.need {
-                    Need::Required => return Err(reason),
+                    Need::Required => {
+                        detach(ebpf, backend);
+                        return Err(reason);
+                    }
                     Need::WhereItExists => {}
                     Need::For(what) => {
                         if without.insert(what) {
@@ -129,6 +130,21 @@ pub(super) fn attach(
         }
     }
     Ok(attempt)
+}
+
+fn detach(ebpf: &mut Ebpf, backend: Backend) {
+    for hook in backend.hooks() {
+        // Failure means that it was not loaded.
+        let _ = match program(ebpf, hook.program) {
+            Ok(Program::FEntry(program)) => program.unload(),
+            Ok(Program::FExit(program)) => program.unload(),
+            Ok(Program::KProbe(program)) => program.unload(),
+            Ok(Program::BtfTracePoint(program)) => program.unload(),
+            Ok(Program::TracePoint(program)) => program.unload(),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+    }
 }
 
 fn attach_one(

@@ -11,7 +11,7 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    Cell, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, port_key,
+    Cell, FILL_BATCH, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, port_key,
     slot_state, stat,
 };
 
@@ -75,7 +75,7 @@ pub struct Tracer {
     cells: Shared<Cell>,
     readings: Shared<Reading>,
     tasks: Shared<TaskEntry>,
-    epoch: Shared<u32>,
+    control: Shared<u32>,
     free: Stack<MapData, u32>,
     by_sk: HashMap<MapData, u64, u32>,
     ports: HashMap<MapData, u64, u32>,
@@ -91,15 +91,14 @@ impl Tracer {
     /// Attaches the backend, or the first one that the kernel allows; without a list of backends
     /// nothing is attached. The error names what each of them failed at.
     pub fn start(kernel: &KernelBtf, options: &Options, backends: &[Backend]) -> Result<Self> {
-        if backends.is_empty() {
-            return Self::prepare(kernel, options, None);
-        }
+        let mut tracer = Self::prepare(kernel, options)?;
         let mut refusals = Vec::new();
         for &backend in backends {
-            let mut tracer = Self::prepare(kernel, options, Some(backend))?;
+            tracer.control.write(control::BY_PORT, u32::from(backend == Backend::Tracepoint));
             match object::attach(&mut tracer.ebpf, kernel, backend) {
                 Ok(attempt) => {
                     tracer.attempt = attempt;
+                    tracer.backend = Some(backend);
                     return Ok(tracer);
                 }
                 Err(reason) => {
@@ -108,14 +107,13 @@ impl Tracer {
                 }
             }
         }
-        Err(refused(&refusals))
+        if backends.is_empty() { Ok(tracer) } else { Err(refused(&refusals)) }
     }
 
-    fn prepare(kernel: &KernelBtf, options: &Options, backend: Option<Backend>) -> Result<Self> {
-        let by_port = backend == Some(Backend::Tracepoint);
-        let mut ebpf = object::load(kernel, options, by_port)?;
+    fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
+        let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
-        for name in ["snapshot", "walk_tasks", "scan_fds"] {
+        for name in ["fill_free", "snapshot", "walk_tasks", "scan_fds"] {
             object::load_on_request(&mut ebpf, name)?;
         }
         let slots = options.max_listeners;
@@ -131,12 +129,12 @@ impl Tracer {
             cells: Shared::new("CELLS", map("CELLS")?, slots * options.cpus)?,
             readings: Shared::new("READINGS", map("READINGS")?, slots)?,
             tasks: Shared::new("TASKS", map("TASKS")?, WALK_BATCH + 1)?,
-            epoch: Shared::new("EPOCH", map("EPOCH")?, 1)?,
+            control: Shared::new("CONTROL", map("CONTROL")?, control::COUNT)?,
             free: map("FREE")?.try_into().map_err(damaged())?,
             by_sk: map("BY_SK")?.try_into().map_err(damaged())?,
             ports: map("PORTS")?.try_into().map_err(damaged())?,
             stats: map("STATS")?.try_into().map_err(damaged())?,
-            backend,
+            backend: None,
             attempt: Attempt::default(),
             cpus: options.cpus,
             reported: Vec::new(),
@@ -150,10 +148,12 @@ impl Tracer {
 
     /// Every slot is free, the first ones on top.
     fn fill(mut self, slots: u32) -> Result<Self> {
-        for index in (0..slots).rev() {
-            self.free.push(index, 0).map_err(Error::run("cannot fill a BPF map"))?;
+        let mut left = slots;
+        while left > 0 {
+            adopt::run(&mut self.ebpf, "fill_free", &[left.into()])?;
+            left = left.saturating_sub(FILL_BATCH);
         }
-        self.epoch.write(0, 1);
+        self.control.write(control::EPOCH, 1);
         Ok(self)
     }
 
@@ -188,8 +188,8 @@ impl Tracer {
     /// once.
     pub fn interval(&mut self) -> Result<Vec<Tracked>> {
         self.release()?;
-        let ended = self.epoch.read(0);
-        self.epoch.write(0, ended.wrapping_add(1));
+        let ended = self.control.read(control::EPOCH);
+        self.control.write(control::EPOCH, ended.wrapping_add(1));
         let tracked = self.read(ended)?;
         self.reported = tracked.iter().filter(|t| t.closed()).map(|t| t.index).collect();
         self.relink(&tracked)?;
@@ -198,7 +198,7 @@ impl Tracer {
 
     /// The listeners as they are now, without ending the interval.
     pub fn look(&mut self) -> Result<Vec<Tracked>> {
-        self.read(self.epoch.read(0))
+        self.read(self.control.read(control::EPOCH))
     }
 
     fn read(&mut self, epoch: u32) -> Result<Vec<Tracked>> {

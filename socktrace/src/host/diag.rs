@@ -57,7 +57,10 @@ impl Dump {
             if port != of.port {
                 continue;
             }
-            let best = self.listeners.iter().filter_map(|l| score(l, address, port)).max()?;
+            let Some(best) = self.listeners.iter().filter_map(|l| score(l, address, port)).max()
+            else {
+                continue;
+            };
             let mut takers =
                 self.listeners.iter().filter(|l| score(l, address, port) == Some(best));
             let mine = takers.clone().any(|l| l.cookie == of.cookie);

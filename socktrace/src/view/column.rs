@@ -26,6 +26,8 @@ pub struct Column {
     pub title: &'static str,
     pub help: &'static str,
     pub align: Align,
+    /// Spaces between this column and the one before.
+    pub gap: usize,
     pub shown: Shown,
     pub value: fn(&Listener) -> String,
     pub order: fn(&Listener, &Listener) -> Ordering,
@@ -39,12 +41,13 @@ fn number<T: ToString>(value: Option<T>) -> String {
 }
 
 macro_rules! numeric {
-    ($key:literal, $title:literal, $shown:ident, $value:expr, $help:literal) => {
+    ($key:literal, $title:literal, $gap:literal, $shown:ident, $value:expr, $help:literal) => {
         Column {
             key: $key,
             title: $title,
             help: $help,
             align: Align::Right,
+            gap: $gap,
             shown: Shown::$shown,
             value: |l| number(($value)(l)),
             // The highest first: that is where trouble is.
@@ -60,6 +63,7 @@ macro_rules! text {
             title: $title,
             help: $help,
             align: Align::Left,
+            gap: 2,
             shown: Shown::$shown,
             value: $value,
             order: |a, b| ($value)(a).cmp(&($value)(b)),
@@ -73,23 +77,24 @@ pub static COLUMNS: &[Column] = &[
         title: "LISTENER",
         help: "Local address and port of the listening socket.",
         align: Align::Left,
+        gap: 0,
         shown: Shown::Always,
         value: Listener::endpoint,
         order: |a, b| (a.port, a.address).cmp(&(b.port, b.address)),
     },
     text!("netns", "NETNS", WhenDifferent, |l: &Listener| l.netns.to_string(),
         "Network namespace, by the number that `lsns -t net` shows."),
-    numeric!("accept", "ACCEPT", Always, |l: &Listener| l.accept.depth,
+    numeric!("accept", "ACCEPT", 2, Always, |l: &Listener| l.accept.depth,
         "Accept queue: finished handshakes that the program has not accepted yet."),
-    numeric!("accept_peak", "PEAK", Always, |l: &Listener| l.accept.peak,
+    numeric!("accept_peak", "PEAK", 1, Always, |l: &Listener| l.accept.peak,
         "Highest depth of the accept queue in the interval, of every change, not of samples."),
-    numeric!("accept_limit", "LIMIT", Always, |l: &Listener| l.accept.limit,
+    numeric!("accept_limit", "LIM", 1, Always, |l: &Listener| l.accept.limit,
         "What the kernel compares the accept queue with: it is full at one more than this."),
-    numeric!("syn", "SYN", Always, |l: &Listener| l.syn.depth,
+    numeric!("syn", "SYN", 2, Always, |l: &Listener| l.syn.depth,
         "SYN queue: half-open connections, SYN-ACK sent, the client's ACK awaited."),
-    numeric!("syn_peak", "PEAK", Always, |l: &Listener| l.syn.peak,
+    numeric!("syn_peak", "PEAK", 1, Always, |l: &Listener| l.syn.peak,
         "Highest depth of the SYN queue in the interval."),
-    numeric!("syn_limit", "LIMIT", Always, |l: &Listener| l.syn.limit,
+    numeric!("syn_limit", "LIM", 1, Always, |l: &Listener| l.syn.limit,
         "What the kernel compares the SYN queue with."),
     text!("rule", "RULE", Wide, |l: &Listener| match l.syn_rule {
             Some(SynRule::Backlog) => "backlog".to_owned(),
@@ -99,11 +104,11 @@ pub static COLUMNS: &[Column] = &[
         },
         "The rule that sets the SYN queue's limit: the listener's backlog, three quarters of \
          tcp_max_syn_backlog (cookies off), or cookies for every SYN (tcp_syncookies=2)."),
-    numeric!("young", "YOUNG", Wide, |l: &Listener| l.syn_young,
+    numeric!("young", "YOUNG", 2, Wide, |l: &Listener| l.syn_young,
         "Half-open connections whose SYN-ACK was never repeated."),
-    numeric!("requested", "ASKED", Wide, |l: &Listener| l.requested,
+    numeric!("requested", "ASKED", 2, Wide, |l: &Listener| l.requested,
         "Backlog that the program passed to listen(); unknown for one that listened before the trace."),
-    numeric!("somaxconn", "SOMAXCONN", Wide, |l: &Listener| l.somaxconn,
+    numeric!("somaxconn", "SOMAXCONN", 2, Wide, |l: &Listener| l.somaxconn,
         "net.core.somaxconn of the listener's network namespace, which cuts the backlog down."),
     text!("transport", "TYPE", Wide, |l: &Listener| match l.transport {
             Some(Transport::Tcp) => "tcp".to_owned(),
@@ -117,7 +122,7 @@ pub static COLUMNS: &[Column] = &[
             None => UNKNOWN.to_owned(),
         },
         "Whether the socket shares its address with others through SO_REUSEPORT."),
-    numeric!("inode", "INODE", Wide, |l: &Listener| l.inode,
+    numeric!("inode", "INODE", 2, Wide, |l: &Listener| l.inode,
         "Inode of the socket, as in /proc/PID/fd."),
     text!("id", "ID", Wide, |l: &Listener| l.id.to_string(),
         "Network namespace and socket cookie: the identity of the socket."),

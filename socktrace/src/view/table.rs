@@ -65,9 +65,7 @@ fn line(
 ) -> io::Result<()> {
     let mut text = String::new();
     for ((column, cell), &wanted) in columns.iter().zip(cells).zip(widths) {
-        if !text.is_empty() {
-            text.push_str("  ");
-        }
+        text.push_str(&" ".repeat(column.gap));
         let padding = " ".repeat(wanted - width(cell));
         match column.align {
             Align::Left => text.extend([cell, padding.as_str()]),
@@ -117,9 +115,9 @@ mod tests {
         other.syn = crate::model::Queue::default();
         other.owners.clear();
         let expect = "\
-LISTENER      ACCEPT  PEAK  LIMIT  SYN  PEAK  LIMIT  OWNER
-0.0.0.0:8080       3   129    128    0     9    128  nginx/812 +1
-[::1]:*            3     -    128    -     -      -  -
+LISTENER      ACCEPT PEAK LIM  SYN PEAK LIM  OWNER
+0.0.0.0:8080       3  129 128    0    9 128  nginx/812 +1
+[::1]:*            3    - 128    -    -   -  -
 ";
         let listeners = [crate::view::sample(), other];
         assert_eq!(text(&listeners, false, true, false), expect);
@@ -142,9 +140,9 @@ LISTENER      ACCEPT  PEAK  LIMIT  SYN  PEAK  LIMIT  OWNER
         listener.address = [203, 113, 113, 213].into();
         listener.port = Some(65535);
         for queue in [&mut listener.accept, &mut listener.syn] {
-            (queue.depth, queue.peak, queue.limit) = (Some(65535), Some(65535), Some(65535));
+            (queue.depth, queue.peak, queue.limit) = (Some(4097), Some(4097), Some(4096));
         }
-        listener.owners = vec![Owner { pid: 999_999, comm: "sixteen-letters".into(), fd: 3 }];
+        listener.owners = vec![Owner { pid: 999_999, comm: "fifteen-letters".into(), fd: 3 }];
         for row in text(&[listener], false, true, false).lines() {
             assert!(row.len() < 80, "{} columns: {row}", row.len());
         }

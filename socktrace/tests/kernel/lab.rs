@@ -103,6 +103,14 @@ impl Listener {
     }
 }
 
+/// Room for thousands of sockets in this process.
+pub(crate) fn many_files() {
+    let limit = libc::rlimit { rlim_cur: 16_384, rlim_max: 16_384 };
+    // SAFETY: a plain system call.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0, "RLIMIT_NOFILE: {}", std::io::Error::last_os_error());
+}
+
 /// Begins connections without waiting for them.
 pub(crate) fn connect(address: SocketAddr, count: usize) -> Vec<Socket> {
     let one = |_| {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    lab::{Kind, Listener, Netns, connect, ss, ss_queue},
+    lab::{Kind, Listener, Netns, connect, many_files, ss, ss_queue},
     run::{Tracing, backends, in_vm, output, queue, records, sees_requested},
 };
 
@@ -235,6 +235,7 @@ fn a_listen_that_fails_is_no_listener() {
 #[test]
 fn thousands_of_listeners_come_and_go() {
     const EACH: usize = 334;
+    many_files();
     for backend in backends() {
         let namespaces = ["a", "b", "c"].map(Netns::new);
         let open = || -> Vec<Listener> {
