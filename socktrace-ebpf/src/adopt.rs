@@ -29,11 +29,15 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
         task = leader;
     }
     for i in 0..WALK_BATCH {
-        let Some(entry) = maps::TASKS.get_ptr_mut(i) else { return -1 };
+        let Some(entry) = maps::TASKS.get_ptr_mut(i) else {
+            return -1;
+        };
         // SAFETY: `Probe` survives any address; array elements live as long as the map.
         let next = unsafe {
             *entry = TaskEntry::default();
-            let Some(tgid) = Probe::read::<u32>(task, at::TASK_TGID.load()) else { return -1 };
+            let Some(tgid) = Probe::read::<u32>(task, at::TASK_TGID.load()) else {
+                return -1;
+            };
             (*entry).task = task as u64;
             (*entry).tgid = tgid;
             Probe::read::<*const u8>(task, at::TASK_TASKS.load())

@@ -18,7 +18,9 @@ pub(crate) fn link(index: u32, sk: *const u8) {
     // SAFETY: `Probe` survives any address; array elements live as long as the map.
     unsafe {
         let Some(key) = key_of(sk) else { return };
-        let Some(slot) = maps::SLOTS.get_ptr_mut(index) else { return };
+        let Some(slot) = maps::SLOTS.get_ptr_mut(index) else {
+            return;
+        };
         (*slot).next = maps::PORTS.get(key).copied().unwrap_or(0);
         if maps::PORTS.insert(key, index + 1, 0).is_ok() {
             (*slot).flags |= SLOT_LINKED;
@@ -43,12 +45,16 @@ unsafe fn key_of(sk: *const u8) -> Option<u64> {
 #[inline(always)]
 pub(crate) fn note_all(key: u64) {
     // SAFETY: the value is copied at once.
-    let Some(mut next) = (unsafe { maps::PORTS.get(key) }).copied() else { return };
+    let Some(mut next) = (unsafe { maps::PORTS.get(key) }).copied() else {
+        return;
+    };
     for _ in 0..GROUP_MAX {
         if next == 0 {
             return;
         }
-        let Some(slot) = maps::SLOTS.get(next - 1) else { return };
+        let Some(slot) = maps::SLOTS.get(next - 1) else {
+            return;
+        };
         if slot.state == slot_state::OPEN {
             listener::note_slot(next - 1, slot);
         }

@@ -80,7 +80,9 @@ pub(crate) fn adopt(sk: *const u8) -> Option<u32> {
 /// them, so they are read a last time.
 #[inline(always)]
 pub(crate) fn close(sk: *const u8) {
-    let Some(index) = maps::slot_of(sk) else { return };
+    let Some(index) = maps::slot_of(sk) else {
+        return;
+    };
     snapshot::read(sk, index);
     mark_closed(index);
     maps::forget(sk);
@@ -131,11 +133,15 @@ pub(crate) unsafe fn note<M: Mem>(sk: *const u8, index: u32) {
     let accept: Option<u32> = unsafe { M::read(sk, layout::SK_ACK_BACKLOG.load()) };
     let Some(accept) = accept else { return };
     // SAFETY: the caller's promise.
-    let Some(tcp) = (unsafe { M::tcp_sock(sk) }) else { return };
+    let Some(tcp) = (unsafe { M::tcp_sock(sk) }) else {
+        return;
+    };
     // SAFETY: the caller's promise.
     let syn: Option<u32> = unsafe { M::read(tcp, layout::ICSK_QLEN.load()) };
     let Some(syn) = syn else { return };
-    let Some((cell, half)) = maps::cell(index) else { return };
+    let Some((cell, half)) = maps::cell(index) else {
+        return;
+    };
     cell.events += 1;
     if accept > cell.accept_peak[half] {
         cell.accept_peak[half] = accept;

@@ -4,6 +4,7 @@
 //! it the arguments of one way to attach; `snapshot` and `adopt` run when the user side asks.
 #![no_std]
 #![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "aya hands the context over by value")]
 
 mod adopt;
 mod fentry;

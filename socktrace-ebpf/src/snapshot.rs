@@ -22,7 +22,9 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
         if u64::from(index) >= end {
             break;
         }
-        let Some(slot) = maps::SLOTS.get(index) else { break };
+        let Some(slot) = maps::SLOTS.get(index) else {
+            break;
+        };
         if slot.state == slot_state::OPEN {
             read(slot.sk as *const u8, index);
         }
@@ -46,7 +48,9 @@ pub(crate) fn fill_free(ctx: RawTracePointContext) -> i32 {
 /// Reads the listener at `sk` into the reading of its slot.
 #[inline(always)]
 pub(crate) fn read(sk: *const u8, index: u32) {
-    let Some(reading) = maps::READINGS.get_ptr_mut(index) else { return };
+    let Some(reading) = maps::READINGS.get_ptr_mut(index) else {
+        return;
+    };
     // SAFETY: array elements live as long as the map.
     let reading = unsafe { &mut *reading };
     reading.flags = READ_FAILED;

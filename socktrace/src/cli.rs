@@ -21,8 +21,10 @@ use crate::{
 /// looks is not missed. "-" and null mean unknown.
 #[derive(Parser, Debug)]
 #[command(name = "socktrace", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 fine, 1 failed while running, 2 wrong usage, 3 a privilege is \
-                        missing, 4 the kernel lacks something.")]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 failed while running, 2 wrong usage, 3 a privilege is \
+                        missing, 4 the kernel lacks something."
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub verb: Option<Verb>,

@@ -308,8 +308,7 @@ mod tests {
     fn a_reused_address_is_another_socket() {
         let mut engine = Engine::default();
         one(&mut engine, tracked(|_| {}));
-        let interval =
-            engine.interval(NOW, &[tracked(|t| t.reading.cookie = 8)], &Host::default());
+        let interval = engine.interval(NOW, &[tracked(|t| t.reading.cookie = 8)], &Host::default());
         assert!(interval.listeners.is_empty());
         assert_eq!(interval.gone, [3]);
     }

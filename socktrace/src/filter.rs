@@ -13,9 +13,7 @@ impl FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| {
-            text.trim()
-                .parse::<u16>()
-                .map_err(|_| format!("{text:?} is not a port (0 to 65535)"))
+            text.trim().parse::<u16>().map_err(|_| format!("{text:?} is not a port (0 to 65535)"))
         };
         let (first, last) = match text.split_once('-') {
             Some((first, last)) => (number(first)?, number(last)?),
@@ -48,7 +46,8 @@ impl Filter {
         let cgroup = |wanted: &String| {
             let wanted = wanted.trim_end_matches('/');
             listener.cgroup.as_ref().is_some_and(|path| {
-                path.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                path.strip_prefix(wanted)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
         };
         (self.ports.is_empty() || port())

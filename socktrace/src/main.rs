@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::BrokenPipe) {
-                let bold = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                let bold =
+                    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
                 let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
                 eprintln!("{on}socktrace:{off} {error}");
             }

@@ -3,8 +3,8 @@
 //! What each verb prints for people goes to stderr; stdout is for what scripts want to know.
 
 mod build;
-mod sh;
 mod setup;
+mod sh;
 mod test;
 mod vm;
 

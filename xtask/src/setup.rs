@@ -55,8 +55,11 @@ pub(crate) fn machines() -> Result<()> {
         ("xz", "xz-utils"),
         ("ip", "iproute2"),
     ];
-    let packages: Vec<&str> =
-        needed.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    let packages: Vec<&str> = needed
+        .iter()
+        .filter(|(program, _)| !exists(program))
+        .map(|(_, package)| *package)
+        .collect();
     if !packages.is_empty() {
         apt_install(&packages)?;
     }
@@ -65,7 +68,9 @@ pub(crate) fn machines() -> Result<()> {
 
 fn nightly_has_source() -> bool {
     let mut rustc = command("rustup");
-    rustc.args(["run", "nightly", "rustc", "--print", "sysroot"]).stderr(std::process::Stdio::null());
+    rustc
+        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .stderr(std::process::Stdio::null());
     rustc.output().is_ok_and(|output| {
         let sysroot = String::from_utf8_lossy(&output.stdout);
         output.status.success()
@@ -75,8 +80,12 @@ fn nightly_has_source() -> bool {
 
 /// Whether Debian's compiler is there, with its library for the BPF target.
 fn system_compiler() -> bool {
-    let libraries =
-        output(command(SYSTEM_RUSTC).args(["--print", "target-libdir", "--target", "bpfel-unknown-none"]));
+    let libraries = output(command(SYSTEM_RUSTC).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        "bpfel-unknown-none",
+    ]));
     Path::new(SYSTEM_RUSTC).exists() && libraries.is_ok_and(|path| Path::new(path.trim()).is_dir())
 }
 
@@ -130,8 +139,9 @@ fn debian_has(packages: &[&str]) -> bool {
         return false;
     }
     let known = |package: &&str| {
-        output(command("apt-cache").args(["policy", package]))
-            .is_ok_and(|policy| policy.contains("Candidate:") && !policy.contains("(none)\n  Version"))
+        output(command("apt-cache").args(["policy", package])).is_ok_and(|policy| {
+            policy.contains("Candidate:") && !policy.contains("(none)\n  Version")
+        })
     };
     if packages.iter().all(known) {
         return true;
@@ -153,7 +163,10 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 
 fn apt(arguments: &[&str]) -> Result<()> {
     let quiet = ["-qq", "-o=Dpkg::Use-Pty=0"];
-    run(as_root("env")?.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(quiet).args(arguments))
+    run(as_root("env")?
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+        .args(quiet)
+        .args(arguments))
 }
 
 /// Whether a component of the toolchain runs, installing it where rustup can.

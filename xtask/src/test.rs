@@ -51,7 +51,8 @@ fn lints() -> Result<()> {
         .args(["--package", "socktrace", "--package", "socktrace-common", "--package", "xtask"])
         .args(deny))?;
     // The eBPF crate compiles for this machine too, as far as types and lints go.
-    run(cargo().args(["clippy", "--quiet", "--package", "socktrace-ebpf"]).args(deny))
+    let abort = ["--config", "profile.dev.panic=\"abort\""];
+    run(cargo().args(["clippy", "--quiet", "--package", "socktrace-ebpf"]).args(abort).args(deny))
 }
 
 /// On this machine's own kernel, whichever backends it allows.

@@ -87,12 +87,7 @@ const REQUESTED: Need = Need::For("the backlog passed to listen()");
 const FENTRY: &[Hook] = &[
     hook("fentry_listen_stop", Kind::Fentry, "inet_csk_listen_stop", Need::Required),
     hook("fentry_sys_listen", Kind::Fentry, "__sys_listen", REQUESTED),
-    hook(
-        "fentry_sys_listen_socket",
-        Kind::Fentry,
-        "__sys_listen_socket",
-        Need::WhereItExists,
-    ),
+    hook("fentry_sys_listen_socket", Kind::Fentry, "__sys_listen_socket", Need::WhereItExists),
     hook("fentry_security_socket_listen", Kind::Fentry, "security_socket_listen", REQUESTED),
     hook("fentry_listen_start", Kind::Fentry, "inet_csk_listen_start", Need::Required),
     hook("fentry_child_process", Kind::Fentry, "tcp_child_process", Need::Required),
@@ -102,12 +97,7 @@ const FENTRY: &[Hook] = &[
 const KPROBE: &[Hook] = &[
     hook("kprobe_listen_stop", Kind::Kprobe, "inet_csk_listen_stop", Need::Required),
     hook("kprobe_sys_listen", Kind::Kprobe, "__sys_listen", REQUESTED),
-    hook(
-        "kprobe_sys_listen_socket",
-        Kind::Kprobe,
-        "__sys_listen_socket",
-        Need::WhereItExists,
-    ),
+    hook("kprobe_sys_listen_socket", Kind::Kprobe, "__sys_listen_socket", Need::WhereItExists),
     hook("kprobe_security_socket_listen", Kind::Kprobe, "security_socket_listen", REQUESTED),
     hook("kprobe_listen_start", Kind::Kprobe, "inet_csk_listen_start", Need::Required),
     hook("kprobe_child_process", Kind::Kprobe, "tcp_child_process", Need::Required),

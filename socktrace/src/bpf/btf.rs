@@ -84,7 +84,9 @@ impl<'a> Btf<'a> {
             if kind(record) != kind::STRUCT {
                 continue;
             }
-            let Some(name) = self.name(record) else { continue };
+            let Some(name) = self.name(record) else {
+                continue;
+            };
             if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
                 found[index].get_or_insert(id);
             }

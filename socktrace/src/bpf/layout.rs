@@ -35,7 +35,8 @@ impl Layout {
             .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))?;
         let names: Vec<&str> = FIELDS.iter().map(|field| field.1).collect();
         let mut layout = Self { offsets: Vec::new(), absent: Vec::new() };
-        for (&(global, type_name, path, required, bits), id) in FIELDS.iter().zip(find(&btf, &names))
+        for (&(global, type_name, path, required, bits), id) in
+            FIELDS.iter().zip(find(&btf, &names))
         {
             let found =
                 id.and_then(|id| btf.place(id, path)).and_then(|place| in_unit(place, bits));
@@ -103,7 +104,9 @@ mod tests {
         let bytes = std::fs::read(BTF_PATH).unwrap();
         let layout = Layout::find(&bytes).unwrap();
         let types = TypeInformation::new(&Bytes(bytes)).unwrap();
-        for (&(global, type_name, path, _, bits), &(name, ours)) in FIELDS.iter().zip(&layout.offsets) {
+        for (&(global, type_name, path, _, bits), &(name, ours)) in
+            FIELDS.iter().zip(&layout.offsets)
+        {
             assert_eq!(global, name);
             let theirs = types
                 .id_of(type_name)

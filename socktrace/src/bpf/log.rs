@@ -27,13 +27,17 @@ pub(super) fn open(ebpf: &mut Ebpf) -> Option<Logger> {
 
 /// Prints the messages as they come, for as long as the task lives.
 pub async fn drain(logger: Option<EbpfLogger<&'static dyn ::log::Log>>) {
-    let Some(logger) = logger else { return std::future::pending().await };
+    let Some(logger) = logger else {
+        return std::future::pending().await;
+    };
     // SAFETY: the logger keeps its file descriptor open until it is dropped, and it is dropped
     // through the `AsyncFd` only.
     let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
     let Ok(mut logger) = registered else { return };
     loop {
-        let Ok(mut guard) = logger.readable_mut().await else { return };
+        let Ok(mut guard) = logger.readable_mut().await else {
+            return;
+        };
         guard.get_inner_mut().flush();
         guard.clear_ready();
     }

@@ -12,4 +12,4 @@ mod tracer;
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};
-pub use tracer::{Lost, Tracked, Tracer};
+pub use tracer::{Lost, Tracer, Tracked};

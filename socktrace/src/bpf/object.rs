@@ -96,7 +96,7 @@ pub(super) fn load_on_request(ebpf: &mut Ebpf, name: &str) -> Result<()> {
 
 pub(super) fn on_request<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint> {
     program(ebpf, name)
-        .and_then(|program| Ok(program.try_into()?))
+        .and_then(TryInto::try_into)
         .map_err(Error::run(format!("the eBPF object is damaged: {name}")))
 }
 

@@ -76,7 +76,9 @@ impl<T: Copy> Shared<T> {
 
     /// Writes one field at its byte offset and leaves the others to the kernel side.
     pub(super) fn write_u32(&self, index: u32, offset: usize, value: u32) {
-        assert!(offset + size_of::<u32>() <= size_of::<T>() && offset % align_of::<u32>() == 0);
+        assert!(
+            offset + size_of::<u32>() <= size_of::<T>() && offset.is_multiple_of(align_of::<u32>())
+        );
         // SAFETY: within the element, checked above.
         unsafe { self.at(index).cast::<u8>().add(offset).cast::<u32>().write_volatile(value) }
     }

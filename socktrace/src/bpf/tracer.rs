@@ -1,8 +1,8 @@
 //! The running trace: attached programs, and the listeners they see.
 
 use std::{
-    mem::offset_of,
     collections::{BTreeSet, HashMap as StdHashMap},
+    mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
@@ -11,8 +11,8 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    Cell, FILL_BATCH, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, port_key,
-    slot_state, stat,
+    Cell, FILL_BATCH, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry,
+    WALK_BATCH, control, port_key, slot_state, stat,
 };
 
 use super::{
@@ -322,9 +322,8 @@ impl Tracer {
     /// What the kernel side could not do since the start.
     #[must_use]
     pub fn lost(&self) -> Lost {
-        let stat = |index| {
-            self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum::<u64>())
-        };
+        let stat =
+            |index| self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum::<u64>());
         Lost {
             no_slot: stat(stat::NO_SLOT),
             read_failed: stat(stat::READ_FAILED),

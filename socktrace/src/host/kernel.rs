@@ -41,8 +41,8 @@ pub struct Privileges {
 impl Privileges {
     #[must_use]
     pub fn own() -> Self {
-        let effective =
-            capabilities(None).map_or(CapabilitySet::empty(), |capabilities| capabilities.effective);
+        let effective = capabilities(None)
+            .map_or(CapabilitySet::empty(), |capabilities| capabilities.effective);
         Self { effective }
     }
 

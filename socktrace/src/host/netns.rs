@@ -41,11 +41,8 @@ pub fn reachable(proc: &Path) -> Vec<NetnsPath> {
     let mut found = BTreeMap::new();
     let mut add = |path: PathBuf, name: Option<String>| {
         if let Some(inode) = inode_at(&path) {
-            let entry = found.entry(inode).or_insert_with(|| NetnsPath {
-                inode,
-                path,
-                name: name.clone(),
-            });
+            let entry =
+                found.entry(inode).or_insert_with(|| NetnsPath { inode, path, name: name.clone() });
             if entry.name.is_none() {
                 entry.name = name;
             }

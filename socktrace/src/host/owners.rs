@@ -35,7 +35,9 @@ impl Owners {
 #[must_use]
 pub fn read_owners(proc: &Path) -> Owners {
     let mut owners = Owners::default();
-    let Ok(processes) = all_processes_with_root(proc) else { return owners };
+    let Ok(processes) = all_processes_with_root(proc) else {
+        return owners;
+    };
     for process in processes.flatten() {
         if add(&mut owners, &process).is_err() {
             owners.unreadable += 1;
@@ -48,11 +50,17 @@ pub fn read_owners(proc: &Path) -> Owners {
 }
 
 fn add(owners: &mut Owners, process: &Process) -> procfs::ProcResult<()> {
-    let Ok(pid) = u32::try_from(process.pid()) else { return Ok(()) };
+    let Ok(pid) = u32::try_from(process.pid()) else {
+        return Ok(());
+    };
     let mut comm = None;
     for fd in process.fd()?.flatten() {
-        let FDTarget::Socket(inode) = fd.target else { continue };
-        let Ok(number) = u32::try_from(fd.fd) else { continue };
+        let FDTarget::Socket(inode) = fd.target else {
+            continue;
+        };
+        let Ok(number) = u32::try_from(fd.fd) else {
+            continue;
+        };
         let comm = match &comm {
             Some(comm) => comm,
             None => {

@@ -117,9 +117,8 @@ fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
             }
         }
     }
-    verdict.map_err(|first| {
-        first.unwrap_or_else(|| Error::Usage("there is no backend to try".into()))
-    })
+    verdict
+        .map_err(|first| first.unwrap_or_else(|| Error::Usage("there is no backend to try".into())))
 }
 
 /// An error's text without its remedy, and the remedy, each on one line.

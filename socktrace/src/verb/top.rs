@@ -41,8 +41,10 @@ pub fn run(args: &TopArgs) -> Result<()> {
 
 async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
     // Signals first: from here on a run ends with a summary.
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
     let mut top = Top::start(args, printer)?;
     let log = bpf::drain_log(top.tracer.take_log());
     tokio::pin!(log);
@@ -148,7 +150,8 @@ impl Top {
             // Cookies were given out, sockets were taken in: the same interval, read again.
             let fresh = self.tracer.look()?;
             for t in &mut tracked {
-                if let Some(fresh) = fresh.iter().find(|f| f.index == t.index && f.slot.sk == t.slot.sk)
+                if let Some(fresh) =
+                    fresh.iter().find(|f| f.index == t.index && f.slot.sk == t.slot.sk)
                     && !t.closed()
                 {
                     t.reading.cookie = fresh.reading.cookie;

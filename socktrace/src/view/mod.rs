@@ -11,10 +11,13 @@ use std::borrow::Cow;
 pub fn printable(text: &str) -> Cow<'_, str> {
     // Besides control characters: those that turn the direction of the text around or are unseen.
     let hostile = |c: char| {
-        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
     };
     if text.contains(hostile) {
-        let escape = |c: char| if hostile(c) { c.escape_default().to_string() } else { c.into() };
+        let escape = |c: char| {
+            if hostile(c) { c.escape_default().to_string() } else { c.into() }
+        };
         text.chars().map(escape).collect::<String>().into()
     } else {
         text.into()

@@ -21,8 +21,10 @@ const RESET: &str = "\x1b[0m";
 pub fn write(out: &mut impl Write, listeners: &[Listener], style: Style) -> io::Result<()> {
     let columns: Vec<&Column> =
         COLUMNS.iter().filter(|column| shows(column, listeners, style.wide)).collect();
-    let rows: Vec<Vec<String>> =
-        listeners.iter().map(|l| columns.iter().map(|column| (column.value)(l)).collect()).collect();
+    let rows: Vec<Vec<String>> = listeners
+        .iter()
+        .map(|l| columns.iter().map(|column| (column.value)(l)).collect())
+        .collect();
     let widths: Vec<usize> = columns
         .iter()
         .enumerate()
@@ -47,7 +49,9 @@ fn shows(column: &Column, listeners: &[Listener], wide: bool) -> bool {
         Shown::Always => true,
         Shown::Wide => wide,
         Shown::WhenDifferent => {
-            wide || listeners.windows(2).any(|two| (column.value)(&two[0]) != (column.value)(&two[1]))
+            wide || listeners
+                .windows(2)
+                .any(|two| (column.value)(&two[0]) != (column.value)(&two[1]))
         }
     }
 }
@@ -85,7 +89,8 @@ fn color(listener: &Listener) -> Option<&'static str> {
     let full = queues.iter().any(|queue| {
         queue.peak.max(queue.depth).zip(queue.limit).is_some_and(|(high, limit)| high > limit)
     });
-    let near = || queues.iter().any(|queue| queue.limit.is_some_and(|l| l > 0) && queue.fill() >= 800);
+    let near =
+        || queues.iter().any(|queue| queue.limit.is_some_and(|l| l > 0) && queue.fill() >= 800);
     if full {
         Some(RED)
     } else if near() {

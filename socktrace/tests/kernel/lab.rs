@@ -37,8 +37,8 @@ impl Listener {
     pub(crate) fn with(address: &str, backlog: i32, kind: Kind) -> Self {
         let address: SocketAddr = address.parse().expect("address");
         let protocol = if kind.mptcp { Protocol::from(MPTCP) } else { Protocol::TCP };
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).expect("socket");
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol))
+            .expect("socket");
         socket.set_reuse_address(true).expect("SO_REUSEADDR");
         if kind.reuseport {
             socket.set_reuse_port(true).expect("SO_REUSEPORT");
@@ -170,7 +170,8 @@ impl Netns {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 // SAFETY: a plain system call.
-                assert_eq!(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) }, 0, "setns");
+                let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(entered, 0, "setns");
                 work()
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -46,7 +46,9 @@ fn every_kind_of_listener_is_known_by_its_socket() {
             .map(|(listener, ..)| {
                 let mut to = listener.address;
                 if to.ip().is_unspecified() {
-                    to.set_ip(if to.is_ipv4() { [127, 0, 0, 1].into() } else {
+                    to.set_ip(if to.is_ipv4() {
+                        [127, 0, 0, 1].into()
+                    } else {
                         std::net::Ipv6Addr::LOCALHOST.into()
                     });
                 }
@@ -72,7 +74,10 @@ fn every_kind_of_listener_is_known_by_its_socket() {
                 assert_eq!(is["v6only"], only, "{what}");
             }
             let me = json!(std::process::id());
-            assert!(is["owners"].as_array().is_some_and(|o| o.iter().any(|o| o["pid"] == me)), "{what}");
+            assert!(
+                is["owners"].as_array().is_some_and(|o| o.iter().any(|o| o["pid"] == me)),
+                "{what}"
+            );
             assert_eq!(queue(record, "accept_queue"), (2, 23, 2), "{what}");
             assert_eq!(ss_queue(listener.inode), (2, 23), "{what}");
             let asked = if i >= older && sees_requested(backend) { json!(23) } else { Value::Null };
@@ -100,7 +105,11 @@ fn members_of_a_group_are_told_apart() {
         let mut sum = 0;
         for (member, (depth, limit)) in members.iter().zip(truth) {
             let record = run.last_of(&member.id());
-            assert_eq!(queue(record, "accept_queue"), (depth, limit, depth), "{backend}: {record:#}");
+            assert_eq!(
+                queue(record, "accept_queue"),
+                (depth, limit, depth),
+                "{backend}: {record:#}"
+            );
             assert_eq!(record["listener"]["reuseport"], true);
             sum += depth;
         }
@@ -268,9 +277,9 @@ fn thousands_of_listeners_come_and_go() {
             .intervals()
             .iter()
             .map(|interval| {
-                let mine = interval
-                    .iter()
-                    .filter(|r| r["listener"]["netns"].as_u64().is_some_and(|n| inside.contains(&n)));
+                let mine = interval.iter().filter(|r| {
+                    r["listener"]["netns"].as_u64().is_some_and(|n| inside.contains(&n))
+                });
                 let ids: Vec<String> =
                     mine.map(|r| r["listener"]["id"].as_str().expect("id").to_owned()).collect();
                 let unique: BTreeSet<String> = ids.iter().cloned().collect();
@@ -352,7 +361,10 @@ fn filters_choose() {
     assert_eq!(ids(&["-6"]), only(&outside));
     assert_eq!(ids(&["-46"]), both);
     assert_eq!(ids(&["-P", &port(&inside), "-4"]), only(&inside));
-    assert_eq!(ids(&["-P", &format!("{}-{}", port(&outside), port(&outside)), "-6"]), only(&outside));
+    assert_eq!(
+        ids(&["-P", &format!("{}-{}", port(&outside), port(&outside)), "-6"]),
+        only(&outside)
+    );
     assert_eq!(ids(&["-p", &std::process::id().to_string()]), both);
     assert_eq!(ids(&["-p", "1"]), none);
     assert_eq!(ids(&["--comm", "no-such-name"]), none);

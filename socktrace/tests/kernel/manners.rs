@@ -104,8 +104,20 @@ fn a_kernel_without_type_information_is_an_error_that_says_so() {
         unsafe {
             let private = libc::MS_REC | libc::MS_PRIVATE;
             if libc::unshare(libc::CLONE_NEWNS) != 0
-                || libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()) != 0
-                || libc::mount(c"none".as_ptr(), c"/sys/kernel/btf".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) != 0
+                || libc::mount(
+                    std::ptr::null(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    private,
+                    std::ptr::null(),
+                ) != 0
+                || libc::mount(
+                    c"none".as_ptr(),
+                    c"/sys/kernel/btf".as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    std::ptr::null(),
+                ) != 0
             {
                 return Err(std::io::Error::last_os_error());
             }
@@ -179,11 +191,14 @@ fn a_run_ends_when_it_was_told_to() {
 
 /// Programs of socktrace's that are in the kernel, whoever holds them.
 fn loaded_programs() -> usize {
-    let ours = ["fentry_", "fexit_", "kprobe_", "kretprobe_", "tp_", "snapshot", "walk_tasks", "scan_fds"];
+    let ours =
+        ["fentry_", "fexit_", "kprobe_", "kretprobe_", "tp_", "snapshot", "walk_tasks", "scan_fds"];
     aya::programs::loaded_programs()
         .flatten()
         .filter(|program| {
-            program.name_as_str().is_some_and(|name| ours.iter().any(|start| name.starts_with(start)))
+            program
+                .name_as_str()
+                .is_some_and(|name| ours.iter().any(|start| name.starts_with(start)))
         })
         .count()
 }

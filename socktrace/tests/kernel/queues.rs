@@ -115,7 +115,10 @@ fn check_half_open(run: &Finished, id: &str, what: &str) {
     let queues: Vec<_> = run.of(id).iter().map(|record| queue(record, "syn_queue")).collect();
     let peak = queues.iter().map(|queue| queue.2).max();
     assert_eq!(peak, Some(11), "{what}: {queues:?}");
-    assert!(queues.iter().any(|(depth, limit, _)| (*depth, *limit) == (11, 64)), "{what}: {queues:?}");
+    assert!(
+        queues.iter().any(|(depth, limit, _)| (*depth, *limit) == (11, 64)),
+        "{what}: {queues:?}"
+    );
     let (depth, _, peak) = *queues.last().expect("records");
     assert_eq!((depth, peak), (0, 0), "{what}, at the end: {queues:?}");
     // The accept queue stayed empty all the time.

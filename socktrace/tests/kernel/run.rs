@@ -120,9 +120,10 @@ impl Tracing {
     fn wait_until_tracing(&mut self, backend: &str) {
         let wanted = format!("socktrace: tracing with {backend} (");
         loop {
-            let line = self.stderr.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-                panic!("no line {wanted:?} on stderr, but: {:#?}", self.said)
-            });
+            let line = self
+                .stderr
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("no line {wanted:?} on stderr, but: {:#?}", self.said));
             let done = line.starts_with(&wanted);
             self.said.push(line);
             if done {
@@ -221,8 +222,7 @@ impl Finished {
     pub(crate) fn of(&self, id: &str) -> Vec<&Value> {
         let mut result = Vec::new();
         for interval in self.intervals() {
-            let mine: Vec<_> =
-                interval.into_iter().filter(|r| r["listener"]["id"] == id).collect();
+            let mine: Vec<_> = interval.into_iter().filter(|r| r["listener"]["id"] == id).collect();
             assert!(mine.len() <= 1, "{id} is twice in an interval: {mine:#?}");
             result.extend(mine);
         }

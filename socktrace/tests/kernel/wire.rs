@@ -60,8 +60,7 @@ impl Wire {
         let tcp = |pseudo: &[u8]| segment(pseudo, from, to.port(), flags, sequence);
         let packet = match to.ip() {
             IpAddr::V4(server) => {
-                let pseudo =
-                    [&CLIENT4.octets()[..], &server.octets(), &[0, 6, 0, 20]].concat();
+                let pseudo = [&CLIENT4.octets()[..], &server.octets(), &[0, 6, 0, 20]].concat();
                 let mut header = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
                 header.extend(CLIENT4.octets());
                 header.extend(server.octets());
@@ -117,7 +116,8 @@ fn segment(pseudo: &[u8], from: u16, to: u16, flags: u8, sequence: u32) -> Vec<u
 
 /// RFC 1071
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let words =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);

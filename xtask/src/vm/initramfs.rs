@@ -110,7 +110,7 @@ fn modules(files: &Files, tree: &Path) -> Result<()> {
     let mut order = Vec::new();
     let mut seen = BTreeSet::new();
     for name in MODULES {
-        add(name, &files.modules, &available, &mut order, &mut seen, tree)?;
+        add(name, &available, &mut order, &mut seen, tree)?;
     }
     fs::write(tree.join("modules/order"), order.join("\n") + "\n")?;
     Ok(())
@@ -124,7 +124,6 @@ fn available(directory: &Path) -> Result<Vec<PathBuf>> {
 
 fn add(
     name: &str,
-    directory: &Path,
     available: &[PathBuf],
     order: &mut Vec<String>,
     seen: &mut BTreeSet<String>,
@@ -145,7 +144,7 @@ fn add(
         copy(file, &unpacked)?;
     }
     for dependency in dependencies(&fs::read(&unpacked)?) {
-        add(&dependency, directory, available, order, seen, tree)?;
+        add(&dependency, available, order, seen, tree)?;
     }
     order.push(format!("{name}.ko"));
     Ok(())
@@ -194,7 +193,10 @@ mod tests {
     #[test]
     fn a_module_names_what_it_needs() {
         let check = |bytes: &[u8], expect: &[&str]| assert_eq!(dependencies(bytes), expect);
-        check(b"x\0license=GPL\0depends=inet_diag,udp-tunnel\0name=y\0", &["inet_diag", "udp_tunnel"]);
+        check(
+            b"x\0license=GPL\0depends=inet_diag,udp-tunnel\0name=y\0",
+            &["inet_diag", "udp_tunnel"],
+        );
         check(b"x\0depends=\0", &[]);
         check(b"nothing", &[]);
     }

@@ -55,10 +55,8 @@ pub(crate) fn matrix() -> Result<()> {
 }
 
 fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
-    let programs = [
-        ("bin/socktrace", build::socktrace(true)?),
-        ("bin/kernel-tests", build::kernel_tests()?),
-    ];
+    let programs =
+        [("bin/socktrace", build::socktrace(true)?), ("bin/kernel-tests", build::kernel_tests()?)];
     let mut failed = Vec::new();
     for kernel in kernels {
         let began = Instant::now();
@@ -67,7 +65,10 @@ fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
         let initramfs = initramfs::make(kernel, &files, &programs, command)?;
         let code = qemu::boot(kernel, &files.image, &initramfs, cpus)?;
         let seconds = began.elapsed().as_secs_f64();
-        say(format!("-- kernel {} ({}): exit {code} in {seconds:.0} s", kernel.name, files.release));
+        say(format!(
+            "-- kernel {} ({}): exit {code} in {seconds:.0} s",
+            kernel.name, files.release
+        ));
         if code != 0 {
             failed.push(kernel.name);
         }

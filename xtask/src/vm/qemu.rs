@@ -28,7 +28,9 @@ pub(super) fn boot(kernel: &Kernel, image: &Path, initramfs: &Path, cpus: u32) -
     for attempt in 1..=TRIES {
         match boot_once(kernel, image, initramfs, cpus)? {
             Some(code) => return Ok(code),
-            None => say(format!("kernel {}: the guest died, try {attempt} of {TRIES}", kernel.name)),
+            None => {
+                say(format!("kernel {}: the guest died, try {attempt} of {TRIES}", kernel.name));
+            }
         }
     }
     bail!("kernel {}: the guest died {TRIES} times", kernel.name)
