@@ -36,6 +36,8 @@ pub struct Interval {
     pub listeners: Vec<Listener>,
     /// Slots whose socket turned out to be gone.
     pub gone: Vec<u32>,
+    /// Namespaces with listeners that only `sock_diag` knows.
+    pub untracked: HashSet<u32>,
 }
 
 /// What was known of a slot at the end of the interval before.
@@ -81,6 +83,7 @@ impl Engine {
             for diag in &dump.listeners {
                 if !cookies.contains(&(netns, diag.cookie)) {
                     result.listeners.push(untracked(now, netns, diag, dump, &host.owners));
+                    result.untracked.insert(netns);
                 }
             }
         }

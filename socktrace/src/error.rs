@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::bpf::Backend;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Wrong usage that the argument parser could not see.
@@ -15,6 +17,18 @@ pub enum Error {
     /// The kernel lacks something.
     #[error("{what}\n  remedy: {remedy}")]
     Kernel { what: String, remedy: String },
+
+    /// The kernel refused every way to attach that was tried, each for a reason.
+    #[error(
+        "{}{}\n  remedy: `socktrace check` shows what this kernel allows; --backend auto takes the \
+         first that works",
+        match .0.as_slice() {
+            [_] => "the kernel does not allow this way to attach:",
+            _ => "the kernel allows none of the ways to attach:",
+        },
+        .0.iter().map(|(backend, why)| format!("\n  {backend}: {why}")).collect::<String>()
+    )]
+    Refused(Vec<(Backend, String)>),
 
     /// It went wrong while running.
     #[error("{what}: {source}")]
@@ -46,7 +60,7 @@ impl Error {
             Self::Run { .. } => ExitCode::from(1),
             Self::Usage(_) => ExitCode::from(2),
             Self::Privilege { .. } => ExitCode::from(3),
-            Self::Kernel { .. } => ExitCode::from(4),
+            Self::Kernel { .. } | Self::Refused(_) => ExitCode::from(4),
         }
     }
 }

@@ -1,4 +1,7 @@
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use socktrace::{
     cli::{self, Verb},
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
                 let bold =
                     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
                 let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-                eprintln!("{on}socktrace:{off} {error}");
+                let _ = writeln!(std::io::stderr(), "{on}socktrace:{off} {error}");
             }
             error.exit_code()
         }

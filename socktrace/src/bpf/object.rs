@@ -117,7 +117,7 @@ pub(super) fn attach(
                 match hook.need {
                     Need::Required => {
                         detach(ebpf, backend);
-                        return Err(reason);
+                        return Err(format!("{reason}; needs {}", backend.needs()));
                     }
                     Need::WhereItExists => {}
                     Need::For(what) => {
@@ -195,7 +195,12 @@ fn program<'a>(
 fn explain(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         ::log::debug!("{verifier_log}");
-        return format!("the kernel refused to load the program: {io_error}");
+        if io_error.kind() == std::io::ErrorKind::PermissionDenied {
+            return format!(
+                "forbidden by a policy of this kernel, or by its verifier ({io_error})"
+            );
+        }
+        return format!("the kernel does not take the program ({io_error})");
     }
     let mut cause: &dyn std::error::Error = error;
     let mut text = cause.to_string();

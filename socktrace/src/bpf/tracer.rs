@@ -107,7 +107,7 @@ impl Tracer {
                 }
             }
         }
-        if backends.is_empty() { Ok(tracer) } else { Err(refused(&refusals)) }
+        if backends.is_empty() { Ok(tracer) } else { Err(Error::Refused(refusals)) }
     }
 
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
@@ -341,21 +341,5 @@ impl Tracer {
             line.trim().parse().ok()
         };
         self.attempt.attached.iter().filter_map(misses).sum()
-    }
-}
-
-fn refused(refusals: &[(Backend, String)]) -> Error {
-    let mut what = String::from("the kernel allows none of the ways to attach:");
-    if let [(backend, _)] = refusals {
-        what = format!("the kernel does not allow the backend {backend}:");
-    }
-    for (backend, reason) in refusals {
-        what.push_str(&format!("\n  {backend}: {reason} (needs {})", backend.needs()));
-    }
-    Error::Kernel {
-        what,
-        remedy: "`socktrace check` shows what this kernel allows; --backend auto takes the first \
-                 that works"
-            .into(),
     }
 }

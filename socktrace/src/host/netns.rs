@@ -25,7 +25,7 @@ pub struct NetnsPath {
 
 /// The inode of the namespace at a path, if that is one.
 #[must_use]
-pub fn inode_at(path: &Path) -> Option<u32> {
+pub(super) fn inode_at(path: &Path) -> Option<u32> {
     u32::try_from(std::fs::metadata(path).ok()?.ino()).ok()
 }
 
@@ -64,6 +64,17 @@ pub fn reachable(proc: &Path) -> Vec<NetnsPath> {
         }
     }
     found.into_values().collect()
+}
+
+/// A namespace that only a thread of this process may live in.
+#[must_use]
+pub fn of_thread(proc: &Path, pid: u32, inode: u32) -> Option<NetnsPath> {
+    std::fs::read_dir(proc.join(pid.to_string()).join("task"))
+        .ok()?
+        .flatten()
+        .map(|thread| thread.path().join("ns/net"))
+        .find(|path| inode_at(path) == Some(inode))
+        .map(|path| NetnsPath { inode, path, name: None })
 }
 
 /// Runs `work` in a namespace, on a thread of its own that ends with it.

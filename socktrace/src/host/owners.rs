@@ -24,6 +24,21 @@ impl Owners {
         self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
     }
 
+    /// Looks at one process again, which is quick: the one that opened a new listener.
+    pub fn look_at(&mut self, proc: &Path, pid: u32) {
+        let mut now = Self::default();
+        let process = Process::new_with_root(proc.join(pid.to_string()));
+        // A process that ended meanwhile has no sockets.
+        let _ = process.and_then(|process| add(&mut now, &process));
+        for (inode, holders) in now.by_inode {
+            let known = self.by_inode.entry(inode).or_default();
+            known.retain(|owner| owner.pid != pid);
+            known.extend(holders);
+            known.sort();
+        }
+        self.cgroups.extend(now.cgroups);
+    }
+
     /// The cgroup of a process that holds a socket.
     #[must_use]
     pub fn cgroup(&self, pid: u32) -> Option<&str> {

@@ -93,13 +93,14 @@ fn backends(rows: &mut Rows) -> Result<()> {
 
 fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
     let options = options(0, Some(64));
-    let mut verdict = Err(None);
+    let mut works = false;
+    let mut refused = Vec::new();
     for backend in Backend::ALL {
         let name = format!("backend {backend}");
         match Tracer::start(kernel, &options, &[backend]) {
             Ok(tracer) => {
-                let chosen = if verdict.is_err() { "works; auto takes it" } else { "works" };
-                verdict = Ok(());
+                let chosen = if works { "works" } else { "works; auto takes it" };
+                works = true;
                 rows.add(name, Some(true), chosen, None);
                 for (what, why) in tracer.without() {
                     let remedy = (backend == Backend::Tracepoint)
@@ -107,18 +108,17 @@ fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
                     rows.add(format!("{backend}: {what}"), Some(false), why.as_str(), remedy);
                 }
             }
-            Err(error) => {
-                let (detail, _) = split(&error);
-                let remedy = format!("needs {}", backend.needs());
-                rows.add(name, Some(false), detail, Some(remedy));
-                if let Err(first) = &mut verdict {
-                    first.get_or_insert(error);
+            Err(Error::Refused(reasons)) => {
+                for (_, reason) in &reasons {
+                    let (why, needs) = reason.split_once("; needs ").unwrap_or((reason, ""));
+                    rows.add(name.as_str(), Some(false), why, Some(format!("needs {needs}")));
                 }
+                refused.extend(reasons);
             }
+            Err(error) => return Err(error),
         }
     }
-    verdict
-        .map_err(|first| first.unwrap_or_else(|| Error::Usage("there is no backend to try".into())))
+    if works { Ok(()) } else { Err(Error::Refused(refused)) }
 }
 
 /// An error's text without its remedy, and the remedy, each on one line.
@@ -128,8 +128,6 @@ fn split(error: &Error) -> (String, Option<String>) {
         Some((what, remedy)) => (what, Some(remedy.replace("\n  ", " "))),
         None => (text.as_str(), None),
     };
-    // The reason itself, without the sentence that leads to it.
-    let what = what.split_once(":\n  ").map_or(what, |(_, reason)| reason);
     (what.replace("\n  ", "; "), remedy)
 }
 

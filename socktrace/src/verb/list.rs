@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{options, output::Printer, proc, start_log};
+use super::{options, output::Printer, proc, say, start_log};
 use crate::{
     bpf::{KernelBtf, Tracer},
     cli::ListArgs,
@@ -31,7 +31,7 @@ pub fn run(args: &ListArgs) -> Result<()> {
     printer.listeners(interval.listeners, None)?;
     if !args.view.quiet {
         for missing in missing {
-            eprintln!("socktrace: not shown: {missing}");
+            say!("socktrace: not shown: {missing}");
         }
     }
     Ok(())

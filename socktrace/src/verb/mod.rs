@@ -15,6 +15,15 @@ use crate::{
 
 const PROC: &str = "/proc";
 
+/// A line on stderr. A reader that went away is no reason to fail.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+use say;
+
 /// Messages on stderr: warnings always, more with `-v`.
 fn start_log(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {

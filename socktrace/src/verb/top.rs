@@ -1,7 +1,7 @@
 //! `socktrace top`: one table an interval.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,14 +11,14 @@ use tokio::{
     time::{MissedTickBehavior, interval_at, sleep},
 };
 
-use super::{need_privileges, options, output::Printer, proc, start_log};
+use super::{need_privileges, options, output::Printer, proc, say, start_log};
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer},
     cli::{self, TopArgs},
-    engine::{Engine, Now},
+    engine::{Engine, Interval, Now},
     error::{Error, Result},
     host::{self, Host},
-    model::{Id, Listener},
+    model::Id,
     view::{column::by_trouble, json::Summary},
 };
 
@@ -92,6 +92,8 @@ struct Top {
     known: HashSet<Id>,
     /// Namespaces with listeners that only `sock_diag` knows.
     untracked: HashSet<u32>,
+    /// Namespaces that could not be entered, forgotten when the owners are read again.
+    out_of_reach: HashSet<u32>,
     printer: Printer,
     quiet: bool,
     started: Instant,
@@ -119,10 +121,10 @@ impl Top {
         tracer.adopt()?;
         let tracked = tracer.look()?;
         let mut engine = Engine::default();
-        let listeners = engine.interval(now()?, &tracked, &host).listeners;
+        let interval = engine.interval(now(), &tracked, &host);
         if !args.view.quiet {
             let backend = backend(&tracer);
-            eprintln!("socktrace: tracing with {backend} ({} listeners)", listeners.len());
+            say!("socktrace: tracing with {backend} ({} listeners)", interval.listeners.len());
         }
         let mut top = Self {
             tracer,
@@ -132,13 +134,14 @@ impl Top {
             owners_cost,
             known: HashSet::new(),
             untracked: HashSet::new(),
+            out_of_reach: HashSet::new(),
             printer,
             quiet: args.view.quiet,
             started: Instant::now(),
             since: Instant::now(),
             lost: Lost::default(),
         };
-        top.remember(&listeners);
+        top.remember(&interval);
         Ok(top)
     }
 
@@ -158,11 +161,11 @@ impl Top {
                 }
             }
         }
-        let interval = self.engine.interval(now()?, &tracked, &self.host);
-        for index in interval.gone {
+        let interval = self.engine.interval(now(), &tracked, &self.host);
+        for &index in &interval.gone {
             self.tracer.drop_slot(index)?;
         }
-        self.remember(&interval.listeners);
+        self.remember(&interval);
         self.warn_of_loss();
         let title = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         self.printer.listeners(interval.listeners, Some(&title))
@@ -187,45 +190,58 @@ impl Top {
         self.host.owners = host::read_owners(proc());
         self.owners_cost = began.elapsed();
         self.owners_read = Instant::now();
+        self.out_of_reach.clear();
     }
 
     /// For listeners that are new: gets them a cookie and looks for their owners. Returns whether
     /// the kernel was asked for something.
     fn complete(&mut self, tracked: &[bpf::Tracked]) -> Result<bool> {
         let open = || tracked.iter().filter(|t| !t.closed());
-        let nameless: HashSet<u32> =
-            open().filter(|t| t.reading.cookie == 0).map(|t| t.reading.netns).collect();
-        if open().any(|t| t.reading.inode != 0 && self.host.owners.of(t.reading.inode).is_empty())
+        let mut openers = HashSet::new();
+        for t in open() {
+            if ownerless(&self.host, t) && openers.insert(t.slot.opener) {
+                self.host.owners.look_at(proc(), t.slot.opener);
+            }
+        }
+        if open().any(|t| ownerless(&self.host, t))
             && self.owners_read.elapsed() > self.owners_cost * OWNERS_SHARE
         {
             self.read_owners();
         }
+        let nameless: HashMap<u32, u32> = open()
+            .filter(|t| t.reading.cookie == 0 && !self.out_of_reach.contains(&t.reading.netns))
+            .map(|t| (t.reading.netns, t.slot.opener))
+            .collect();
         if nameless.is_empty() {
             return Ok(false);
         }
-        if nameless.iter().any(|inode| !self.host.netns.iter().any(|n| n.inode == *inode)) {
+        let known = |host: &Host, inode| host.netns.iter().any(|netns| netns.inode == inode);
+        if nameless.keys().any(|&inode| !known(&self.host, inode)) {
             self.host.netns = host::reachable(proc());
+        }
+        for (&inode, &opener) in &nameless {
+            if !known(&self.host, inode) {
+                self.host.netns.extend(host::of_thread(proc(), opener, inode));
+            }
         }
         // For the cookies only: what these dumps list was opened after `tracked` was read.
         let mut asked = Host { netns: self.host.netns.clone(), ..Host::default() };
-        asked.ask(&nameless.into_iter().collect::<Vec<_>>());
+        asked.ask(&nameless.keys().copied().collect::<Vec<_>>());
+        let answered = |inode: &u32| asked.listeners.contains_key(inode);
+        self.out_of_reach.extend(nameless.into_keys().filter(|inode| !answered(inode)));
         Ok(true)
     }
 
-    fn remember(&mut self, listeners: &[Listener]) {
-        self.known = listeners.iter().map(|listener| listener.id).collect();
-        self.untracked = listeners
-            .iter()
-            .filter(|listener| listener.somaxconn.is_none())
-            .map(|listener| listener.netns)
-            .collect();
+    fn remember(&mut self, interval: &Interval) {
+        self.known = interval.listeners.iter().map(|listener| listener.id).collect();
+        self.untracked.clone_from(&interval.untracked);
     }
 
     fn warn_of_loss(&mut self) {
         let lost = self.tracer.lost();
         if lost.no_slot > self.lost.no_slot {
             log::warn!(
-                "{} listeners are not traced: more than --max-listeners has room for",
+                "{} events of listeners that --max-listeners has no room for were lost",
                 lost.no_slot - self.lost.no_slot
             );
         }
@@ -250,7 +266,7 @@ impl Top {
             self.printer.record(&summary)?;
         }
         if !self.quiet {
-            eprintln!(
+            say!(
                 "socktrace: {:.1} s with {}, {} listeners at the end, {} events, {} lost",
                 self.started.elapsed().as_secs_f64(),
                 summary.backend,
@@ -263,15 +279,19 @@ impl Top {
     }
 }
 
+fn ownerless(host: &Host, t: &bpf::Tracked) -> bool {
+    t.reading.inode != 0 && host.owners.of(t.reading.inode).is_empty()
+}
+
 fn backend(tracer: &Tracer) -> &'static str {
     tracer.backend().map_or("none", bpf::Backend::name)
 }
 
-fn now() -> Result<Now> {
+fn now() -> Now {
     let monotonic = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(monotonic.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(monotonic.tv_nsec).unwrap_or(0);
-    Ok(Now { time: SystemTime::now(), monotonic_ns: seconds * 1_000_000_000 + nanos })
+    Now { time: SystemTime::now(), monotonic_ns: seconds * 1_000_000_000 + nanos }
 }
 
 /// How many listeners there are, to size the maps.

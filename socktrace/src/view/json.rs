@@ -16,7 +16,7 @@ fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
-/// Writes a record and flushes, so that whoever reads has it at once.
+/// Writes a record as a line.
 pub fn write(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, record)?;
     out.write_all(b"\n")

@@ -82,7 +82,7 @@ fn half_open(backend: &str, server: &str) -> (Finished, String, String) {
     let address: SocketAddr =
         if server == "v4" { (SERVER4, 0).into() } else { (SERVER6, 0).into() };
     let before = Listener::new(&address.to_string(), 64);
-    let tracing = Tracing::start(backend, &["-i", "1s"]);
+    let tracing = Tracing::start(backend, &["-i", "500ms"]);
     let after = Listener::new(&address.to_string(), 64);
     let listeners = [&before, &after];
     tracing.wait_interval();

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Kernel, kernels::Files};
+use super::kernels::{Files, Kernel};
 use crate::sh::{command, output, run, target, which};
 
 /// What the tests need of the kernel, in the order of loading.

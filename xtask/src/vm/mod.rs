@@ -4,13 +4,20 @@ mod initramfs;
 mod kernels;
 mod qemu;
 
-use std::time::Instant;
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use crate::{build, setup, sh::say};
-pub(crate) use kernels::Kernel;
+use kernels::{Files, Kernel};
+
+/// Guests at the same time.
+const MOST_AT_ONCE: usize = 2;
 
 #[derive(Args)]
 pub(crate) struct VmArgs {
@@ -57,24 +64,47 @@ pub(crate) fn matrix() -> Result<()> {
 fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
     let programs =
         [("bin/socktrace", build::socktrace(true)?), ("bin/kernel-tests", build::kernel_tests()?)];
-    let mut failed = Vec::new();
+    let mut machines = Vec::new();
     for kernel in kernels {
-        let began = Instant::now();
-        say(format!("-- kernel {}", kernel.name));
         let files = kernels::fetch(kernel)?;
         let initramfs = initramfs::make(kernel, &files, &programs, command)?;
-        let code = qemu::boot(kernel, &files.image, &initramfs, cpus)?;
-        let seconds = began.elapsed().as_secs_f64();
-        say(format!(
-            "-- kernel {} ({}): exit {code} in {seconds:.0} s",
-            kernel.name, files.release
-        ));
-        if code != 0 {
-            failed.push(kernel.name);
-        }
+        machines.push((*kernel, files, initramfs));
     }
+    // Guests mostly wait, so two share the machine well.
+    let at_once = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_AT_ONCE));
+    let queue = Mutex::new(machines.into_iter());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                // Not in the loop's head, which would hold the lock until the guest has ended.
+                let next = || lock(&queue).next();
+                while let Some((kernel, files, initramfs)) = next() {
+                    if let Err(error) = one(kernel, &files, &initramfs, cpus) {
+                        say(format!("-- kernel {}: {error:#}", kernel.name));
+                        lock(&failed).push(kernel.name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = lock(&failed).clone();
     if failed.is_empty() {
         return Ok(());
     }
     bail!("failed on {}", failed.join(", "))
+}
+
+fn one(kernel: &Kernel, files: &Files, initramfs: &Path, cpus: u32) -> Result<()> {
+    let began = Instant::now();
+    say(format!("-- kernel {} ({})", kernel.name, files.release));
+    let code = qemu::boot(kernel, &files.image, initramfs, cpus)?;
+    let seconds = began.elapsed().as_secs_f64();
+    say(format!("-- kernel {} ({}): exit {code} in {seconds:.0} s", kernel.name, files.release));
+    ensure!(code == 0, "its command failed with exit code {code}");
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

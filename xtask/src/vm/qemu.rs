@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Kernel,
     initramfs::{BEGIN, END},
+    kernels::Kernel,
 };
 use crate::sh::{command, say};
 
