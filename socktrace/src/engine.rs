@@ -19,8 +19,9 @@ use crate::{
 
 /// A socket that has been on its way into LISTEN for longer never gets there.
 const OPENING_NS: u64 = 1_000_000_000;
-/// `listen()` that fails on its last step looks like a listener that lived this long at most.
-const STILLBORN_NS: u64 = 1_000_000;
+/// `listen()` that fails on its last step looks like a listener that saw nothing and lived this long
+/// at most.
+const STILLBORN_NS: u64 = 50_000_000;
 
 /// When an interval ended, by the two clocks.
 #[derive(Clone, Copy, Debug)]

@@ -48,6 +48,12 @@ pub(crate) fn kernel_tests() -> Result<PathBuf> {
         .context("cargo did not say where the root tests are")
 }
 
+/// Builds the load generator and returns where it is.
+pub(crate) fn load() -> Result<PathBuf> {
+    run(static_cargo("build").args(["--package", "socktrace", "--example", "load"]))?;
+    Ok(target().join(triple()).join("release/examples/load"))
+}
+
 /// Builds socktrace and runs it as root.
 pub(crate) fn run_socktrace(arguments: &[String]) -> Result<ExitCode> {
     let program = socktrace(false)?;

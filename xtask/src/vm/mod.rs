@@ -15,6 +15,7 @@ use clap::Args;
 
 use crate::{build, setup, sh::say};
 use kernels::{Files, Kernel};
+use qemu::Timing;
 
 /// Guests at the same time.
 const MOST_AT_ONCE: usize = 2;
@@ -29,9 +30,9 @@ pub(crate) struct VmArgs {
     #[arg(long)]
     test: Option<String>,
 
-    /// Give the guest this many CPUs
-    #[arg(long, default_value_t = 2)]
-    cpus: u32,
+    /// One CPU whose clock counts instructions, for measuring: see docs/OVERHEAD.md
+    #[arg(long)]
+    icount: bool,
 
     /// A command to run in the guest instead of the root tests
     #[arg(last = true)]
@@ -52,18 +53,22 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     } else {
         args.command.clone()
     };
-    on(&kernels, &command, args.cpus)
+    let timing = if args.icount { Timing::Instructions } else { Timing::Wall };
+    on(&kernels, &command, timing)
 }
 
 /// The root tests on every kernel of the matrix.
 pub(crate) fn matrix() -> Result<()> {
     let kernels: Vec<&Kernel> = kernels::MATRIX.iter().collect();
-    on(&kernels, &["/bin/kernel-tests".into(), "--test-threads=1".into()], 2)
+    on(&kernels, &["/bin/kernel-tests".into(), "--test-threads=1".into()], Timing::Wall)
 }
 
-fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
-    let programs =
-        [("bin/socktrace", build::socktrace(true)?), ("bin/kernel-tests", build::kernel_tests()?)];
+fn on(kernels: &[&Kernel], command: &[String], timing: Timing) -> Result<()> {
+    let programs = [
+        ("bin/socktrace", build::socktrace(true)?),
+        ("bin/kernel-tests", build::kernel_tests()?),
+        ("bin/load", build::load()?),
+    ];
     let mut machines = Vec::new();
     for kernel in kernels {
         let files = kernels::fetch(kernel)?;
@@ -80,7 +85,7 @@ fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
                 // Not in the loop's head, which would hold the lock until the guest has ended.
                 let next = || lock(&queue).next();
                 while let Some((kernel, files, initramfs)) = next() {
-                    if let Err(error) = one(kernel, &files, &initramfs, cpus) {
+                    if let Err(error) = one(kernel, &files, &initramfs, timing) {
                         say(format!("-- kernel {}: {error:#}", kernel.name));
                         lock(&failed).push(kernel.name);
                     }
@@ -95,10 +100,10 @@ fn on(kernels: &[&Kernel], command: &[String], cpus: u32) -> Result<()> {
     bail!("failed on {}", failed.join(", "))
 }
 
-fn one(kernel: &Kernel, files: &Files, initramfs: &Path, cpus: u32) -> Result<()> {
+fn one(kernel: &Kernel, files: &Files, initramfs: &Path, timing: Timing) -> Result<()> {
     let began = Instant::now();
     say(format!("-- kernel {} ({})", kernel.name, files.release));
-    let code = qemu::boot(kernel, &files.image, initramfs, cpus)?;
+    let code = qemu::boot(kernel, &files.image, initramfs, timing)?;
     let seconds = began.elapsed().as_secs_f64();
     say(format!("-- kernel {} ({}): exit {code} in {seconds:.0} s", kernel.name, files.release));
     ensure!(code == 0, "its command failed with exit code {code}");
