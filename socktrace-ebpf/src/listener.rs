@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
-use socktrace_common::{SLOT_HAS_REQUESTED, Slot, slot_state, tcp_state};
+use socktrace_common::{IPPROTO_TCP, SLOT_HAS_REQUESTED, Slot, slot_state, tcp_state};
 
 use crate::{
     group, layout, maps,
@@ -45,6 +45,12 @@ fn take_requested(slot: &mut Slot) {
 /// A socket enters LISTEN (`inet_csk_listen_start`).
 #[inline(always)]
 pub(crate) fn open(sk: *const u8) {
+    // DCCP listens through the same function. An MPTCP socket listens through its first subflow,
+    // which comes here by itself.
+    // SAFETY: `Probe` survives any address.
+    if unsafe { Probe::read(sk, layout::SK_PROTOCOL.load()) } != Some(IPPROTO_TCP) {
+        return;
+    }
     // A slot that is still there belongs to an earlier socket at this address whose end was missed.
     if let Some(index) = maps::slot_of(sk) {
         mark_closed(index);

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
-use socktrace_common::{IPPROTO_TCP, port_key, tcp_state};
+use socktrace_common::{port_key, tcp_state};
 
 use crate::{
     adopt, group, layout as at, listener,
@@ -21,12 +21,9 @@ pub(crate) fn tp_set_state(ctx: BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let old = ctx.arg::<u64>(1) as u8;
     let new = ctx.arg::<u64>(2) as u8;
-    // SAFETY: the argument is a `struct sock`.
-    let tcp = || unsafe { Direct::read(sk, at::SK_PROTOCOL.load()) } == Some(IPPROTO_TCP);
     match (old, new) {
         (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) => group::note_all_of(sk),
-        // An MPTCP socket listens through its first subflow, which comes here too.
-        (_, tcp_state::LISTEN) if tcp() => listener::open(sk),
+        (_, tcp_state::LISTEN) => listener::open(sk),
         (tcp_state::LISTEN, tcp_state::CLOSE) => listener::close(sk),
         _ => {}
     }

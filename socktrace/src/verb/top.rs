@@ -18,14 +18,13 @@ use crate::{
     engine::{Engine, Interval, Now},
     error::{Error, Result},
     host::{self, Host},
-    model::Id,
     view::{column::by_trouble, json::Summary},
 };
 
 /// How long who holds which socket is believed: processes fork and pass sockets on.
 const OWNERS_STAY: Duration = Duration::from_secs(5);
-/// Share of the time that looking for owners may take.
-const OWNERS_SHARE: u32 = 20;
+/// Looking for owners may take one part in so many of the time.
+const OWNERS_SHARE: u32 = 100;
 
 pub fn run(args: &TopArgs) -> Result<()> {
     cli::check(args)?;
@@ -88,12 +87,14 @@ struct Top {
     host: Host,
     owners_read: Instant,
     owners_cost: Duration,
-    /// Listeners of the interval before, by identity.
-    known: HashSet<Id>,
+    /// How many there were when the last interval ended.
+    listeners: usize,
     /// Namespaces with listeners that only `sock_diag` knows.
     untracked: HashSet<u32>,
     /// Namespaces that could not be entered, forgotten when the owners are read again.
     out_of_reach: HashSet<u32>,
+    /// Inodes of sockets that no process holds, forgotten likewise.
+    unowned: HashSet<u64>,
     printer: Printer,
     quiet: bool,
     started: Instant,
@@ -132,9 +133,10 @@ impl Top {
             host,
             owners_read: Instant::now(),
             owners_cost,
-            known: HashSet::new(),
+            listeners: 0,
             untracked: HashSet::new(),
             out_of_reach: HashSet::new(),
+            unowned: HashSet::new(),
             printer,
             quiet: args.view.quiet,
             started: Instant::now(),
@@ -152,12 +154,11 @@ impl Top {
         if self.complete(&tracked)? {
             // Cookies were given out, sockets were taken in: the same interval, read again.
             let fresh = self.tracer.look()?;
-            for t in &mut tracked {
-                if let Some(fresh) =
-                    fresh.iter().find(|f| f.index == t.index && f.slot.sk == t.slot.sk)
-                    && !t.closed()
+            for t in tracked.iter_mut().filter(|t| !t.closed()) {
+                if let Ok(at) = fresh.binary_search_by_key(&t.index, |fresh| fresh.index)
+                    && fresh[at].slot.sk == t.slot.sk
                 {
-                    t.reading.cookie = fresh.reading.cookie;
+                    t.reading.cookie = fresh[at].reading.cookie;
                 }
             }
         }
@@ -175,12 +176,15 @@ impl Top {
     /// have changed.
     fn ask_host(&mut self) -> Result<()> {
         self.host.listeners.clear();
+        self.host.unreachable.clear();
         if !self.untracked.is_empty() {
             let namespaces: Vec<u32> = self.untracked.iter().copied().collect();
             self.host.ask(&namespaces);
         }
         if self.owners_read.elapsed() > OWNERS_STAY.max(self.owners_cost * OWNERS_SHARE) {
             self.read_owners();
+            self.unowned.clear();
+            self.out_of_reach.clear();
         }
         Ok(())
     }
@@ -190,24 +194,13 @@ impl Top {
         self.host.owners = host::read_owners(proc());
         self.owners_cost = began.elapsed();
         self.owners_read = Instant::now();
-        self.out_of_reach.clear();
     }
 
     /// For listeners that are new: gets them a cookie and looks for their owners. Returns whether
     /// the kernel was asked for something.
     fn complete(&mut self, tracked: &[bpf::Tracked]) -> Result<bool> {
         let open = || tracked.iter().filter(|t| !t.closed());
-        let mut openers = HashSet::new();
-        for t in open() {
-            if ownerless(&self.host, t) && openers.insert(t.slot.opener) {
-                self.host.owners.look_at(proc(), t.slot.opener);
-            }
-        }
-        if open().any(|t| ownerless(&self.host, t))
-            && self.owners_read.elapsed() > self.owners_cost * OWNERS_SHARE
-        {
-            self.read_owners();
-        }
+        self.find_owners(tracked);
         let nameless: HashMap<u32, u32> = open()
             .filter(|t| t.reading.cookie == 0 && !self.out_of_reach.contains(&t.reading.netns))
             .map(|t| (t.reading.netns, t.slot.opener))
@@ -232,8 +225,29 @@ impl Top {
         Ok(true)
     }
 
+    /// First with whoever called `listen()`, then everywhere; what nobody holds is not looked for
+    /// again until the owners are read anew.
+    fn find_owners(&mut self, tracked: &[bpf::Tracked]) {
+        let ownerless = |top: &Self, t: &bpf::Tracked| {
+            let inode = t.reading.inode;
+            let known = inode == 0 || top.unowned.contains(&inode);
+            !known && !t.closed() && top.host.owners.of(inode).is_empty()
+        };
+        let mut openers = HashSet::new();
+        for t in tracked {
+            if ownerless(self, t) && openers.insert(t.slot.opener) {
+                self.host.owners.look_at(proc(), t.slot.opener);
+            }
+        }
+        if tracked.iter().any(|t| ownerless(self, t)) {
+            self.read_owners();
+            let unowned = tracked.iter().filter(|t| ownerless(self, t)).map(|t| t.reading.inode);
+            self.unowned = unowned.chain(self.unowned.iter().copied()).collect();
+        }
+    }
+
     fn remember(&mut self, interval: &Interval) {
-        self.known = interval.listeners.iter().map(|listener| listener.id).collect();
+        self.listeners = interval.listeners.iter().filter(|listener| !listener.closed).count();
         self.untracked.clone_from(&interval.untracked);
     }
 
@@ -244,6 +258,9 @@ impl Top {
                 "{} events of listeners that --max-listeners has no room for were lost",
                 lost.no_slot - self.lost.no_slot
             );
+            // They are shown all the same, as far as `sock_diag` knows them.
+            self.host.netns = host::reachable(proc());
+            self.untracked.extend(self.host.netns.iter().map(|netns| netns.inode));
         }
         let others = lost.total() - lost.no_slot;
         let before = self.lost.total() - self.lost.no_slot;
@@ -270,17 +287,13 @@ impl Top {
                 "socktrace: {:.1} s with {}, {} listeners at the end, {} events, {} lost",
                 self.started.elapsed().as_secs_f64(),
                 summary.backend,
-                self.known.len(),
+                self.listeners,
                 summary.events,
                 summary.lost_events
             );
         }
         Ok(())
     }
-}
-
-fn ownerless(host: &Host, t: &bpf::Tracked) -> bool {
-    t.reading.inode != 0 && host.owners.of(t.reading.inode).is_empty()
 }
 
 fn backend(tracer: &Tracer) -> &'static str {

@@ -295,6 +295,36 @@ fn thousands_of_listeners_come_and_go() {
     }
 }
 
+/// Listeners beyond the room there is are shown as far as netlink knows them, and said to be lost.
+#[test]
+fn more_listeners_than_there_is_room_for_are_not_hidden() {
+    for backend in backends() {
+        let netns = Netns::new("crowd");
+        let (run, listeners) = netns.within(|| {
+            let tracing = Tracing::start(backend, &["-i", "500ms", "--max-listeners", "4"]);
+            let open = || Listener::new("127.0.0.1:0", 5);
+            let listeners: Vec<Listener> = (0..11).map(|_| open()).collect();
+            let clients = connect(listeners[10].address, 3);
+            for _ in 0..4 {
+                tracing.wait_interval();
+            }
+            drop(clients);
+            (tracing.stop(), listeners)
+        });
+        let mut without_peak = 0;
+        for listener in &listeners {
+            let record = run.last_of(&listener.id());
+            assert_eq!(record["accept_queue"]["limit"], 5, "{backend}: {record:#}");
+            without_peak += usize::from(record["accept_queue"]["peak"].is_null());
+        }
+        assert!((7..11).contains(&without_peak), "{backend}: {without_peak} of 11");
+        assert_eq!(run.last_of(&listeners[10].id())["accept_queue"]["depth"], 3, "{backend}");
+        assert!(run.summary()["lost_events"].as_u64() >= Some(7), "{backend}");
+        let said = run.stderr.join("\n");
+        assert!(said.contains("--max-listeners"), "{backend}: {said}");
+    }
+}
+
 /// Snapshot against `ss`, every listener of the namespace.
 #[test]
 fn list_shows_what_ss_shows() {
