@@ -27,6 +27,7 @@ macro_rules! for_each_field {
             SK_MAX_ACK_BACKLOG "sock" "sk_max_ack_backlog" required bytes;
             SK_PROTOCOL "sock" "sk_protocol" required bytes;
             SK_SOCKET "sock" "sk_socket" required bytes;
+            SK_SHUTDOWN "sock" "sk_shutdown" required bytes;
             SK_UID "sock" "sk_uid.val" required bytes;
             ICSK_QLEN "inet_connection_sock" "icsk_accept_queue.qlen" required bytes;
             ICSK_YOUNG "inet_connection_sock" "icsk_accept_queue.young" required bytes;

@@ -45,6 +45,8 @@ pub mod slot_state {
 pub const SLOT_HAS_REQUESTED: u32 = 1;
 /// The slot is a member of its (netns, port) chain (tracepoint backend).
 pub const SLOT_LINKED: u32 = 2;
+/// The socket began to listen again (or another one at its address did) and no end was seen before.
+pub const SLOT_SUPERSEDED: u32 = 4;
 
 /// What one CPU saw of one listener's queues: a cache line of its own, so that neither locks nor
 /// atomics are needed. Index: `slot * cpus + cpu`.
@@ -109,8 +111,10 @@ const _: () = assert!(size_of::<Reading>() == 128);
 pub const READ_REUSEPORT: u8 = 1;
 pub const READ_IPV6ONLY: u8 = 2;
 pub const READ_MPTCP: u8 = 4;
-/// The program could not read one of the fields; nothing in the record may be used.
-pub const READ_FAILED: u8 = 128;
+/// `sk_shutdown` is set: the socket was closed, it did not fail to listen.
+pub const READ_SHUTDOWN: u8 = 8;
+/// Every field was read; without it nothing in the record may be used.
+pub const READ_DONE: u8 = 128;
 
 /// One entry of the process list, as `walk_tasks` fills it in.
 #[repr(C)]
@@ -140,7 +144,9 @@ pub mod control {
     pub const EPOCH: u32 = 0;
     /// 1 when listeners have to be found by (netns, port): the tracepoint backend.
     pub const BY_PORT: u32 = 1;
-    pub const COUNT: u32 = 2;
+    /// What the last program that ran on request has to say: aya's programs return 0 always.
+    pub const ANSWER: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.

@@ -14,9 +14,11 @@ use crate::{
     mem::{Mem, Probe, present},
 };
 
-/// Visits the next [`WALK_BATCH`] processes after the task `arg(0)`; 0 begins at the caller.
+/// Visits the next [`WALK_BATCH`] processes from the task `arg(0)` on; 0 begins at the caller.
+/// Answers how many were read; the element behind the last of a full batch is where to go on.
 #[raw_tracepoint]
 pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
+    maps::answer(0);
     let start: u64 = ctx.arg(0);
     let mut task = start as *const u8;
     if task.is_null() {
@@ -25,25 +27,21 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
             let current = bpf_get_current_task() as *const u8;
             Probe::read::<*const u8>(current, at::TASK_LEADER.load())
         };
-        let Some(leader) = leader else { return -1 };
+        let Some(leader) = leader else { return 0 };
         task = leader;
     }
     for i in 0..WALK_BATCH {
-        let Some(entry) = maps::TASKS.get_ptr_mut(i) else {
-            return -1;
-        };
+        let Some(entry) = maps::TASKS.get_ptr_mut(i) else { return 0 };
         // SAFETY: `Probe` survives any address; array elements live as long as the map.
         let next = unsafe {
-            *entry = TaskEntry::default();
-            let Some(tgid) = Probe::read::<u32>(task, at::TASK_TGID.load()) else {
-                return -1;
-            };
-            (*entry).task = task as u64;
-            (*entry).tgid = tgid;
+            let Some(tgid) = Probe::read::<u32>(task, at::TASK_TGID.load()) else { return 0 };
+            *entry = TaskEntry { task: task as u64, tgid, _reserved: 0 };
             Probe::read::<*const u8>(task, at::TASK_TASKS.load())
         };
-        let Some(next) = next else { return -1 };
+        // A process that cannot be read is gone, and the way on with it.
+        let Some(next) = next else { return 0 };
         task = next.wrapping_sub(at::TASK_TASKS.load() as usize);
+        maps::answer(i + 1);
     }
     if let Some(entry) = maps::TASKS.get_ptr_mut(WALK_BATCH) {
         // SAFETY: array elements live as long as the map.
@@ -53,11 +51,13 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
 }
 
 /// Takes in the listeners among the [`FD_BATCH`] file descriptors from `arg(2)` on, of task `arg(0)`,
-/// thread group `arg(1)`. Returns the size of its table of descriptors, 0 when it is gone.
+/// thread group `arg(1)`. Answers the size of its table of descriptors, 0 when it is gone.
 #[raw_tracepoint]
 pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
     // SAFETY: `Probe` survives any address.
-    unsafe { scan(ctx.arg::<u64>(0) as *const u8, ctx.arg(1), ctx.arg(2)) }.unwrap_or(0) as i32
+    let size = unsafe { scan(ctx.arg::<u64>(0) as *const u8, ctx.arg(1), ctx.arg(2)) };
+    maps::answer(size.unwrap_or(0));
+    0
 }
 
 #[inline(always)]

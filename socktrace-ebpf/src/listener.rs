@@ -2,7 +2,9 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
-use socktrace_common::{IPPROTO_TCP, SLOT_HAS_REQUESTED, Slot, slot_state, tcp_state};
+use socktrace_common::{
+    IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, slot_state, tcp_state,
+};
 
 use crate::{
     group, layout, maps,
@@ -53,7 +55,7 @@ pub(crate) fn open(sk: *const u8) {
     }
     // A slot that is still there belongs to an earlier socket at this address whose end was missed.
     if let Some(index) = maps::slot_of(sk) {
-        mark_closed(index);
+        mark_closed(index, SLOT_SUPERSEDED);
         maps::forget(sk);
     }
     let thread = bpf_get_current_pid_tgid();
@@ -90,17 +92,18 @@ pub(crate) fn close(sk: *const u8) {
         return;
     };
     snapshot::read(sk, index);
-    mark_closed(index);
+    mark_closed(index, 0);
     maps::forget(sk);
     debug!(&(), "listener in slot {} closed", index);
 }
 
 #[inline(always)]
-fn mark_closed(index: u32) {
+fn mark_closed(index: u32, flag: u32) {
     if let Some(slot) = maps::SLOTS.get_ptr_mut(index) {
         // SAFETY: array elements live as long as the map; the state is written last.
         unsafe {
             (*slot).closed_ns = bpf_ktime_get_ns();
+            (*slot).flags |= flag;
             (&raw mut (*slot).state).write_volatile(slot_state::CLOSED);
         }
     }

@@ -61,6 +61,15 @@ pub(crate) fn by_port() -> bool {
     CONTROL.get(control::BY_PORT).is_some_and(|&on| on == 1)
 }
 
+/// Tells the user side something about the program that runs on request.
+#[inline(always)]
+pub(crate) fn answer(value: u32) {
+    if let Some(answer) = CONTROL.get_ptr_mut(control::ANSWER) {
+        // SAFETY: the user side runs one program at a time and reads when it has ended.
+        unsafe { *answer = value };
+    }
+}
+
 /// Makes a slot free.
 #[inline(always)]
 pub(crate) fn release(index: u32) {

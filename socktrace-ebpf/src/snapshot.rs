@@ -3,8 +3,8 @@
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use socktrace_common::{
-    AF_INET, AF_INET6, FILL_BATCH, READ_FAILED, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, Reading,
-    SNAPSHOT_BATCH, slot_state,
+    AF_INET, AF_INET6, FILL_BATCH, READ_DONE, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT,
+    READ_SHUTDOWN, Reading, SNAPSHOT_BATCH, slot_state,
 };
 
 use crate::{
@@ -53,10 +53,10 @@ pub(crate) fn read(sk: *const u8, index: u32) {
     };
     // SAFETY: array elements live as long as the map.
     let reading = unsafe { &mut *reading };
-    reading.flags = READ_FAILED;
+    reading.flags = 0;
     // SAFETY: `Probe` survives any address.
     if let Some(flags) = unsafe { fill(sk, reading) } {
-        reading.flags = flags;
+        reading.flags = flags | READ_DONE;
     }
 }
 
@@ -103,6 +103,9 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
             && Probe::read::<u8>(sk, at::TCP_IS_MPTCP.load())? & 1 == 1
         {
             flags |= READ_MPTCP;
+        }
+        if Probe::read::<u8>(sk, at::SK_SHUTDOWN.load())? != 0 {
+            flags |= READ_SHUTDOWN;
         }
         Some(flags)
     }

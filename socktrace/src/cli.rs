@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
     bpf::Backend,
-    error::{Error, Result},
+    error::Result,
     filter::{Filter, Ports},
     host,
     model::Family,
@@ -75,11 +75,12 @@ pub struct TopArgs {
     pub batch: bool,
 
     /// Interval, as in vmstat
-    #[arg(value_name = "INTERVAL", value_parser = duration)]
+    #[arg(value_name = "INTERVAL", value_parser = verb_or_duration, conflicts_with = "interval")]
     pub at: Option<Duration>,
 
     /// Number of tables, as in vmstat
-    #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..),
+          conflicts_with = "count")]
     pub times: Option<u64>,
 }
 
@@ -141,7 +142,7 @@ pub struct ViewArgs {
     #[arg(long, value_name = "NAME")]
     pub comm: Option<String>,
 
-    /// Sort by this column [default: top: the fullest queue first; list: port]
+    /// Sort by this column [default: top: the fullest queue first; list: listener, by port]
     #[arg(long, value_name = "COLUMN",
           value_parser = PossibleValuesParser::new(COLUMNS.iter().map(|c| c.key)))]
     pub sort: Option<String>,
@@ -248,7 +249,9 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
     let duration = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds)
             .map_err(|_| format!("{text} is not a length of time"))?,
-        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+        Err(_) => humantime::parse_duration(text).map_err(|_| {
+            format!("{text:?} is not a length of time, such as 1, 0.5, 500ms or 2m")
+        })?,
     };
     if duration < SHORTEST || duration > LONGEST {
         return Err(format!("{text} is out of range (10ms to 10 years)"));
@@ -256,18 +259,15 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
     Ok(duration)
 }
 
+/// What stands where a verb may stand.
+fn verb_or_duration(text: &str) -> std::result::Result<Duration, String> {
+    duration(text).map_err(|error| format!("{error}, nor a command (top, list, check)"))
+}
+
 /// Ends the program as clap does for wrong usage, but through our own exit code.
 pub fn parse() -> std::result::Result<Cli, clap::Error> {
     let cli = Cli::try_parse()?;
     Ok(cli)
-}
-
-/// Checks what the parser cannot: combinations.
-pub fn check(top: &TopArgs) -> Result<()> {
-    if top.times.is_some() && top.count.is_some() {
-        return Err(Error::Usage("give the count once: -c or the second argument".into()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

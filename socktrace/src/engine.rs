@@ -7,8 +7,8 @@ use std::{
 };
 
 use socktrace_common::{
-    AF_INET6, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, Reading, SLOT_HAS_REQUESTED, Slot,
-    tcp_state,
+    AF_INET6, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN, Reading,
+    SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, tcp_state,
 };
 
 use crate::{
@@ -19,8 +19,9 @@ use crate::{
 
 /// A socket that has been on its way into LISTEN for longer never gets there.
 const OPENING_NS: u64 = 1_000_000_000;
-/// `listen()` that fails on its last step looks like a listener that saw nothing and lived this long
-/// at most.
+/// `listen()` that fails on its last step looks to tracepoints like a listener that saw nothing, lived
+/// this long at most and was never closed (`inet_csk_listen_start` sets the state, then takes the
+/// port).
 const STILLBORN_NS: u64 = 50_000_000;
 
 /// When an interval ended, by the two clocks.
@@ -101,7 +102,10 @@ enum Fate {
 fn fate(now: Now, t: &Tracked, earlier: Option<Before>) -> Fate {
     let lifetime = t.slot.closed_ns.saturating_sub(t.slot.opened_ns);
     if t.closed() {
-        let stillborn = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events == 0;
+        let shut = t.reading.flags & READ_SHUTDOWN != 0;
+        let brief = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events == 0;
+        let superseded = t.slot.flags & SLOT_SUPERSEDED != 0;
+        let stillborn = (brief && !shut) || (superseded && earlier.is_none());
         return if stillborn { Fate::NotYet } else { Fate::Lives };
     }
     if t.reading.tcp_state != tcp_state::LISTEN {
@@ -152,6 +156,7 @@ fn listener(now: Now, t: &Tracked, earlier: Option<Before>, host: &Host) -> List
         address,
         port: port(t, earlier),
         inode: (r.inode != 0).then_some(r.inode),
+        interface: (r.bound_if != 0).then_some(r.bound_if),
         reuseport: Some(r.flags & READ_REUSEPORT != 0),
         v6only: (family == Family::Ipv6).then_some(r.flags & READ_IPV6ONLY != 0),
         uid: Some(r.uid),
@@ -221,6 +226,7 @@ fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Own
         address: diag.address,
         port: Some(diag.port),
         inode: (diag.inode != 0).then_some(diag.inode),
+        interface: (diag.interface != 0).then_some(diag.interface),
         reuseport: None,
         v6only: diag.v6only,
         uid: Some(diag.uid),
@@ -348,8 +354,10 @@ mod tests {
         let last = one(&mut engine, closed(0, 5));
         assert!(last.closed);
         assert_eq!(last.port, Some(80));
-        let stillborn = closed(1000, 2000);
-        assert!(engine.interval(NOW, &[stillborn], &Host::default()).listeners.is_empty());
+        let brief = closed(1000, 2000);
+        assert!(engine.interval(NOW, &[brief], &Host::default()).listeners.is_empty());
+        let shut = Tracked { reading: Reading { flags: READ_SHUTDOWN, ..brief.reading }, ..brief };
+        assert!(one(&mut engine, shut).closed);
     }
 
     #[test]

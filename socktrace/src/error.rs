@@ -11,7 +11,7 @@ pub enum Error {
     Usage(String),
 
     /// The user lacks a privilege.
-    #[error("{what}: {missing} is missing\n  remedy: {remedy}")]
+    #[error("{what}; missing: {missing}\n  remedy: {remedy}")]
     Privilege { what: String, missing: String, remedy: String },
 
     /// The kernel lacks something.

@@ -27,8 +27,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::BrokenPipe) {
-                let bold =
-                    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                let bold = std::io::stderr().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
                 let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
                 let _ = writeln!(std::io::stderr(), "{on}socktrace:{off} {error}");
             }

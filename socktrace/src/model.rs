@@ -85,6 +85,8 @@ pub struct Listener {
     /// `None` while the kernel has not chosen one.
     pub port: Option<u16>,
     pub inode: Option<u64>,
+    /// Index of the only network device it listens on; `None` for any.
+    pub interface: Option<u32>,
     pub reuseport: Option<bool>,
     /// Answers IPv6 only (`IPV6_V6ONLY`).
     pub v6only: Option<bool>,
@@ -137,9 +139,14 @@ impl Listener {
     #[must_use]
     pub fn endpoint(&self) -> String {
         let port = self.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
+        let device = self.interface.map_or_else(String::new, |index| format!("%{index}"));
         match self.address {
-            IpAddr::V4(address) => format!("{address}:{port}"),
-            IpAddr::V6(address) => format!("[{address}]:{port}"),
+            // Both families, as `ss` tells it from IPv6 alone.
+            IpAddr::V6(any) if any.is_unspecified() && self.v6only == Some(false) => {
+                format!("*{device}:{port}")
+            }
+            IpAddr::V4(address) => format!("{address}{device}:{port}"),
+            IpAddr::V6(address) => format!("[{address}]{device}:{port}"),
         }
     }
 }
@@ -161,6 +168,20 @@ mod tests {
         check(4096, 0, 64, 48, SynRule::MaxSynBacklog);
         check(8, 0, 128, 8, SynRule::Backlog);
         check(8, 2, 128, 0, SynRule::Syncookies);
+    }
+
+    #[test]
+    fn endpoints_are_written_as_ss_does() {
+        let check = |address: &str, v6only, interface, expect: &str| {
+            let address = address.parse().unwrap();
+            let listener = Listener { address, v6only, interface, ..crate::view::sample() };
+            assert_eq!(listener.endpoint(), expect);
+        };
+        check("127.0.0.1", None, None, "127.0.0.1:8080");
+        check("0.0.0.0", None, Some(2), "0.0.0.0%2:8080");
+        check("::1", Some(true), None, "[::1]:8080");
+        check("::", Some(true), None, "[::]:8080");
+        check("::", Some(false), None, "*:8080");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
-use socktrace_common::{FD_BATCH, TaskEntry, WALK_BATCH};
+use socktrace_common::{FD_BATCH, TaskEntry, WALK_BATCH, control};
 
 use super::{object, shared::Shared};
 use crate::error::{Error, Result};
@@ -12,50 +12,59 @@ use crate::error::{Error, Result};
 /// No kernel has more processes than this (`PID_MAX_LIMIT`, include/linux/threads.h).
 const MOST_TASKS: usize = 4 << 20;
 
-pub(super) fn run(ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<u32> {
+pub(super) fn run(ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<()> {
     let mut options = RawTracePointRunOptions::new();
     options.args[..args.len()].copy_from_slice(args);
-    let result = object::on_request(ebpf, name)?
+    object::on_request(ebpf, name)?
         .test_run(options)
         .map_err(Error::run(format!("cannot run the program {name}")))?;
-    Ok(result.return_value)
+    Ok(())
 }
 
-/// The kernel's task structures of all processes, with their process ids.
-fn tasks(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<Vec<TaskEntry>> {
-    let mut tasks = Vec::new();
-    let mut next = 0;
-    let mut start = 0;
-    while tasks.len() < MOST_TASKS {
-        let result = run(ebpf, "walk_tasks", &[next])?;
-        for i in 0..WALK_BATCH {
-            let entry = met.read(i);
-            // A pointer that cannot be read ends the walk: the process it belonged to is gone.
-            if entry.task == 0 {
-                return Ok(tasks);
-            }
-            if start == 0 {
-                start = entry.task;
-            } else if entry.task == start {
-                return Ok(tasks);
-            }
-            tasks.push(entry);
-        }
-        if result != 0 {
-            return Ok(tasks);
-        }
-        next = met.read(WALK_BATCH).task;
+/// The memory through which the programs answer.
+pub(super) struct Answers<'a> {
+    pub(super) control: &'a Shared<u32>,
+    pub(super) tasks: &'a Shared<TaskEntry>,
+}
+
+impl Answers<'_> {
+    fn ask(&self, ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<u32> {
+        self.control.write(control::ANSWER, 0);
+        run(ebpf, name, args)?;
+        Ok(self.control.read(control::ANSWER))
     }
-    Ok(tasks)
+
+    /// The kernel's task structures of all processes, with their process ids.
+    fn processes(&self, ebpf: &mut Ebpf) -> Result<Vec<TaskEntry>> {
+        let mut found: Vec<TaskEntry> = Vec::new();
+        let mut next = 0;
+        while found.len() < MOST_TASKS {
+            let read = self.ask(ebpf, "walk_tasks", &[next])?;
+            for i in 0..read.min(WALK_BATCH) {
+                let entry = self.tasks.read(i);
+                // The list is a ring.
+                if found.first().is_some_and(|first| first.task == entry.task) {
+                    return Ok(found);
+                }
+                found.push(entry);
+            }
+            // A process that ended under the walk's feet ends the walk.
+            if read < WALK_BATCH {
+                break;
+            }
+            next = self.tasks.read(WALK_BATCH).task;
+        }
+        Ok(found)
+    }
 }
 
 /// Looks through the file descriptors of every process for listeners that are not tracked yet.
-pub(super) fn scan(ebpf: &mut Ebpf, met: &Shared<TaskEntry>) -> Result<()> {
-    for TaskEntry { task, tgid, .. } in tasks(ebpf, met)? {
+pub(super) fn scan(ebpf: &mut Ebpf, answers: &Answers<'_>) -> Result<()> {
+    for TaskEntry { task, tgid, .. } in answers.processes(ebpf)? {
         let mut first = 0;
         let mut size = 1;
         while first < size {
-            size = run(ebpf, "scan_fds", &[task, tgid.into(), first.into()])?;
+            size = answers.ask(ebpf, "scan_fds", &[task, tgid.into(), first.into()])?;
             first += FD_BATCH;
         }
     }

@@ -117,7 +117,9 @@ pub(super) fn attach(
                 match hook.need {
                     Need::Required => {
                         detach(ebpf, backend);
-                        return Err(format!("{reason}; needs {}", backend.needs()));
+                        let forbidden = reason.contains(FORBIDDEN);
+                        let needs = format!("{reason}; needs {}", backend.needs());
+                        return Err(if forbidden { reason } else { needs });
                     }
                     Need::WhereItExists => {}
                     Need::For(what) => {
@@ -191,14 +193,14 @@ fn program<'a>(
     ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
 }
 
+const FORBIDDEN: &str = "forbidden by a policy of this kernel, or by its verifier";
+
 /// The innermost cause, without the verifier's log, on one line.
 fn explain(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         ::log::debug!("{verifier_log}");
         if io_error.kind() == std::io::ErrorKind::PermissionDenied {
-            return format!(
-                "forbidden by a policy of this kernel, or by its verifier ({io_error})"
-            );
+            return format!("{FORBIDDEN} ({io_error})");
         }
         return format!("the kernel does not take the program ({io_error})");
     }

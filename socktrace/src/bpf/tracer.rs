@@ -1,7 +1,7 @@
 //! The running trace: attached programs, and the listeners they see.
 
 use std::{
-    collections::{BTreeSet, HashMap as StdHashMap},
+    collections::BTreeMap,
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
 };
@@ -11,12 +11,12 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    Cell, FILL_BATCH, READ_FAILED, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry,
+    Cell, FILL_BATCH, GROUP_MAX, READ_DONE, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry,
     WALK_BATCH, control, port_key, slot_state, stat,
 };
 
 use super::{
-    adopt,
+    adopt::{self, Answers},
     backend::Backend,
     log,
     object::{self, Attempt, KernelBtf, Options},
@@ -181,7 +181,8 @@ impl Tracer {
 
     /// Takes in the listeners that are older than the trace and belong to a process.
     pub fn adopt(&mut self) -> Result<()> {
-        adopt::scan(&mut self.ebpf, &self.tasks)
+        let answers = Answers { control: &self.control, tasks: &self.tasks };
+        adopt::scan(&mut self.ebpf, &answers)
     }
 
     /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it
@@ -190,9 +191,9 @@ impl Tracer {
         self.release()?;
         let ended = self.control.read(control::EPOCH);
         self.control.write(control::EPOCH, ended.wrapping_add(1));
-        let tracked = self.read(ended)?;
+        let mut tracked = self.read(ended)?;
         self.reported = tracked.iter().filter(|t| t.closed()).map(|t| t.index).collect();
-        self.relink(&tracked)?;
+        self.relink(&mut tracked)?;
         Ok(tracked)
     }
 
@@ -219,7 +220,7 @@ impl Tracer {
             let reading = self.readings.read(index);
             let t = self.tracked(index, slot, reading, epoch);
             self.events += t.events;
-            if reading.flags & READ_FAILED == 0 {
+            if reading.flags & READ_DONE != 0 {
                 tracked.push(t);
             }
         }
@@ -272,51 +273,71 @@ impl Tracer {
                 self.events_of_closed += self.cells.read(cell).events;
                 self.cells.write(cell, Cell::default());
             }
+            self.readings.write(index, Reading::default());
             self.slots.write(index, Slot::default());
             self.free.push(index, 0).map_err(Error::run("cannot free a slot"))?;
         }
         Ok(())
     }
 
-    /// Tracepoint backend: makes the chain of every port that changed hold its open listeners, each
-    /// once. The kernel side only puts new ones in front.
-    fn relink(&mut self, tracked: &[Tracked]) -> Result<()> {
+    /// Tracepoint backend: makes the chain of every port hold its open listeners, each once. The
+    /// kernel side only puts new ones in front, and may do so at the very moment another is put in or
+    /// taken out. A listener that was not in its chain was not watched in this interval.
+    fn relink(&mut self, tracked: &mut [Tracked]) -> Result<()> {
         if self.backend != Some(Backend::Tracepoint) {
             return Ok(());
         }
-        let key = |t: &Tracked| port_key(t.reading.netns, t.reading.port);
-        let mut chains: StdHashMap<u64, Vec<u32>> = StdHashMap::new();
-        let mut changed = BTreeSet::new();
-        for t in tracked.iter().filter(|t| t.reading.port != 0) {
-            if t.closed() || !t.watched {
-                changed.insert(key(t));
-            }
-            if !t.closed() {
-                chains.entry(key(t)).or_default().push(t.index);
-            }
+        let mut ports: BTreeMap<u64, Vec<&mut Tracked>> = BTreeMap::new();
+        for t in tracked.iter_mut().filter(|t| t.reading.port != 0) {
+            ports.entry(port_key(t.reading.netns, t.reading.port)).or_default().push(t);
         }
-        // Two listeners that were put in front at the same moment may have lost one of them.
-        changed.extend(chains.iter().filter(|(_, c)| c.len() > 1).map(|(key, _)| *key));
-        for key in changed {
-            let chain = chains.remove(&key).unwrap_or_default();
-            let mut next = 0;
-            for &index in chain.iter().rev() {
-                let slot = self.slots.read(index);
-                if slot.state != slot_state::OPEN {
-                    continue;
-                }
-                self.slots.write_u32(index, offset_of!(Slot, next), next);
-                self.slots.write_u32(index, offset_of!(Slot, flags), slot.flags | SLOT_LINKED);
-                next = index + 1;
+        for (key, mut members) in ports {
+            let linked = self.chain(key, members.len());
+            members.retain_mut(|t| {
+                let seen = linked.iter().take(GROUP_MAX as usize);
+                t.watched &= t.closed() || seen.into_iter().any(|index| *index == t.index);
+                !t.closed()
+            });
+            let wanted: Vec<u32> = members.iter().map(|t| t.index).collect();
+            let whole = linked.len() == wanted.len() && wanted.iter().all(|i| linked.contains(i));
+            if !whole {
+                self.make_chain(key, &wanted)?;
             }
-            let done = if next == 0 {
-                self.ports.remove(&key).or(Ok(()))
-            } else {
-                self.ports.insert(key, next, 0)
-            };
-            done.map_err(Error::run("cannot note a listener's port"))?;
         }
         Ok(())
+    }
+
+    /// The slots that the programs meet for a port, as far as it is worth looking.
+    fn chain(&self, key: u64, members: usize) -> Vec<u32> {
+        let mut chain = Vec::new();
+        let mut next = self.ports.get(&key, 0).unwrap_or(0);
+        while let Some(index) = next.checked_sub(1)
+            && index < self.slots.len()
+            && chain.len() <= members
+        {
+            chain.push(index);
+            next = self.slots.read(index).next;
+        }
+        chain
+    }
+
+    fn make_chain(&mut self, key: u64, wanted: &[u32]) -> Result<()> {
+        let mut next = 0;
+        for &index in wanted.iter().rev() {
+            let slot = self.slots.read(index);
+            if slot.state != slot_state::OPEN {
+                continue;
+            }
+            self.slots.write_u32(index, offset_of!(Slot, next), next);
+            self.slots.write_u32(index, offset_of!(Slot, flags), slot.flags | SLOT_LINKED);
+            next = index + 1;
+        }
+        let done = if next == 0 {
+            self.ports.remove(&key).or(Ok(()))
+        } else {
+            self.ports.insert(key, next, 0)
+        };
+        done.map_err(Error::run("cannot note a listener's port"))
     }
 
     /// What the kernel side could not do since the start.

@@ -7,12 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    fs::statfs,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::error::{Error, Result};
 
 /// Where `ip netns` and container engines keep names of namespaces.
 const NAMED: &[&str] = &["run/netns", "run/docker/netns"];
+
+/// `NSFS_MAGIC` (include/uapi/linux/magic.h)
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A network namespace and a path that leads into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +32,10 @@ pub struct NetnsPath {
 /// The inode of the namespace at a path, if that is one.
 #[must_use]
 pub(super) fn inode_at(path: &Path) -> Option<u32> {
+    // A file of `ip netns` that nothing is mounted on any more is an ordinary file.
+    if statfs(path).ok()?.f_type != NSFS_MAGIC {
+        return None;
+    }
     u32::try_from(std::fs::metadata(path).ok()?.ino()).ok()
 }
 
@@ -104,22 +114,19 @@ pub fn resolve(proc: &Path, wanted: &str) -> Result<u32> {
             .parse()
             .map_err(|_| Error::Usage(format!("--netns {wanted}: the inode is not a number")));
     }
-    let path = if wanted.contains('/') {
-        PathBuf::from(wanted)
-    } else if wanted.parse::<u32>().is_ok() {
-        proc.join(wanted).join("ns/net")
+    let mut paths = Vec::new();
+    if wanted.contains('/') {
+        paths.push(PathBuf::from(wanted));
     } else {
-        NAMED
-            .iter()
-            .map(|directory| Path::new("/").join(directory).join(wanted))
-            .find(|path| path.exists())
-            .unwrap_or_else(|| Path::new("/run/netns").join(wanted))
-    };
-    inode_at(&path).ok_or_else(|| {
+        if wanted.parse::<u32>().is_ok() {
+            paths.push(proc.join(wanted).join("ns/net"));
+        }
+        paths.extend(NAMED.iter().map(|directory| Path::new("/").join(directory).join(wanted)));
+    }
+    paths.iter().find_map(|path| inode_at(path)).ok_or_else(|| {
         Error::Usage(format!(
-            "--netns {wanted}: {} is not there; give a name of `ip netns`, a process id, a path or \
-             inode:N",
-            path.display()
+            "--netns {wanted}: no network namespace is there; give a name of `ip netns`, a process \
+             id, a path or inode:N"
         ))
     })
 }
@@ -136,7 +143,7 @@ mod tests {
         assert_eq!(check("inode:4026531840").unwrap(), 4_026_531_840);
         assert_eq!(check(&std::process::id().to_string()).unwrap(), own);
         assert_eq!(check("/proc/self/ns/net").unwrap(), own);
-        for wrong in ["inode:x", "no-such-namespace", "/nowhere/net", "4294967295"] {
+        for wrong in ["inode:x", "no-such-namespace", "/nowhere/net", "4294967295", "/etc/passwd"] {
             assert!(matches!(check(wrong), Err(Error::Usage(_))), "{wrong}");
         }
     }

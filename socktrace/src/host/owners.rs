@@ -39,6 +39,14 @@ impl Owners {
         self.cgroups.extend(now.cgroups);
     }
 
+    /// Drops the processes that ended from the holders of a socket; returns whether there were any.
+    pub fn drop_dead(&mut self, proc: &Path, inode: u64) -> bool {
+        let Some(holders) = self.by_inode.get_mut(&inode) else { return false };
+        let before = holders.len();
+        holders.retain(|owner| proc.join(owner.pid.to_string()).exists());
+        holders.len() < before
+    }
+
     /// The cgroup of a process that holds a socket.
     #[must_use]
     pub fn cgroup(&self, pid: u32) -> Option<&str> {

@@ -92,7 +92,7 @@ fn backends(rows: &mut Rows) -> Result<()> {
 }
 
 fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
-    let options = options(0, Some(64));
+    let options = options(0, Some(64))?;
     let mut works = false;
     let mut refused = Vec::new();
     for backend in Backend::ALL {
@@ -110,8 +110,11 @@ fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
             }
             Err(Error::Refused(reasons)) => {
                 for (_, reason) in &reasons {
-                    let (why, needs) = reason.split_once("; needs ").unwrap_or((reason, ""));
-                    rows.add(name.as_str(), Some(false), why, Some(format!("needs {needs}")));
+                    let (why, remedy) = match reason.split_once("; needs ") {
+                        Some((why, needs)) => (why, format!("needs {needs}")),
+                        None => (reason.as_str(), "use another backend on this kernel".to_owned()),
+                    };
+                    rows.add(name.as_str(), Some(false), why, Some(remedy));
                 }
                 refused.extend(reasons);
             }
@@ -178,7 +181,8 @@ fn system(rows: &mut Rows) {
 }
 
 fn table(out: &mut impl std::io::Write, rows: &[CheckRecord]) -> std::io::Result<()> {
-    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let color = std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let width = rows.iter().map(|row| row.feature.chars().count()).max().unwrap_or(0);
     for row in rows {
         let (word, on) = match row.available {

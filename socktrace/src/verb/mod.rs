@@ -5,12 +5,15 @@ pub mod list;
 mod output;
 pub mod top;
 
-use std::path::Path;
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use crate::{
-    bpf::Options,
+    bpf::{Options, Tracked},
     error::{Error, Result},
-    host::{Privileges, possible_cpus},
+    host::{self, Host, Privileges, possible_cpus},
 };
 
 const PROC: &str = "/proc";
@@ -50,13 +53,20 @@ fn proc() -> &'static Path {
 }
 
 /// Room for the listeners: twice as many as there are, bounded by what per-CPU cells would take.
-fn options(listeners: usize, wanted: Option<u32>) -> Options {
+fn options(listeners: usize, wanted: Option<u32>) -> Result<Options> {
     const LEAST: u32 = 8192;
     const MOST: u32 = 1 << 20;
     let cpus = possible_cpus(Path::new("/sys"));
     let twice = u32::try_from(listeners).unwrap_or(MOST).saturating_mul(2);
     let max_listeners = wanted.unwrap_or_else(|| twice.clamp(LEAST, MOST).next_power_of_two());
-    Options { max_listeners, cpus }
+    // One cell of 64 bytes a listener and CPU: 4 GiB is more than anyone means.
+    if max_listeners.checked_mul(cpus).is_none_or(|cells| cells > 1 << 26) {
+        return Err(Error::Usage(format!(
+            "--max-listeners {max_listeners} takes too much memory on {cpus} CPUs; give less than {}",
+            (1_u32 << 26) / cpus
+        )));
+    }
+    Ok(Options { max_listeners, cpus })
 }
 
 /// Tracing needs privileges: says which are missing, before anything fails for want of them.
@@ -67,10 +77,63 @@ fn need_privileges(verb: &str) -> Result<()> {
     }
     Err(Error::Privilege {
         what: format!("{verb} loads eBPF programs, which this user may not"),
-        missing: missing.join(" and "),
+        missing: missing.join(", "),
         remedy: format!(
             "run `sudo socktrace {verb}`; `socktrace list` works without, and says what it cannot \
              see"
         ),
     })
+}
+
+/// Makes the kernel give every listener a cookie, where its namespace can be entered. Returns whether
+/// it was asked, and the listeners have to be read again.
+fn give_cookies(host: &mut Host, tracked: &[Tracked], out_of_reach: &mut HashSet<u32>) -> bool {
+    let nameless: HashMap<u32, u32> = tracked
+        .iter()
+        .filter(|t| !t.closed() && t.reading.cookie == 0)
+        .filter(|t| !out_of_reach.contains(&t.reading.netns))
+        .map(|t| {
+            let holder = host.owners.of(t.reading.inode).first().map_or(0, |owner| owner.pid);
+            (t.reading.netns, if t.slot.opener == 0 { holder } else { t.slot.opener })
+        })
+        .collect();
+    if nameless.is_empty() {
+        return false;
+    }
+    let known = |host: &Host, inode| host.netns.iter().any(|netns| netns.inode == inode);
+    if nameless.keys().any(|&inode| !known(host, inode)) {
+        host.netns = host::reachable(proc());
+    }
+    for (&inode, &holder) in &nameless {
+        if !known(host, inode) {
+            host.netns.extend(host::of_thread(proc(), holder, inode));
+        }
+    }
+    // For the cookies only: these dumps may list what was opened after `tracked` was read.
+    let mut asked = Host { netns: host.netns.clone(), ..Host::default() };
+    asked.ask(&nameless.keys().copied().collect::<Vec<_>>());
+    out_of_reach.extend(nameless.into_keys().filter(|inode| !asked.listeners.contains_key(inode)));
+    true
+}
+
+/// What this user cannot see.
+fn limits(host: &Host) -> Vec<String> {
+    let privileges = Privileges::own();
+    let mut missing = Vec::new();
+    if !host.unreachable.is_empty() {
+        let what = host.unreachable.len();
+        let why = if privileges.can_enter_netns() {
+            host.unreachable.join("; ")
+        } else {
+            "needs CAP_SYS_ADMIN: try sudo".to_owned()
+        };
+        missing.push(format!("listeners of {what} other network namespaces ({why})"));
+    }
+    if host.owners.unreadable > 0 && !privileges.can_see_processes() {
+        missing.push(format!(
+            "sockets of {} processes of other users (needs CAP_SYS_PTRACE: try sudo)",
+            host.owners.unreadable
+        ));
+    }
+    missing
 }

@@ -1,7 +1,7 @@
 //! `socktrace top`: one table an interval.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,10 +11,12 @@ use tokio::{
     time::{MissedTickBehavior, interval_at, sleep},
 };
 
-use super::{need_privileges, options, output::Printer, proc, say, start_log};
+use super::{
+    give_cookies, limits, need_privileges, options, output::Printer, proc, say, start_log,
+};
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer},
-    cli::{self, TopArgs},
+    cli::TopArgs,
     engine::{Engine, Interval, Now},
     error::{Error, Result},
     host::{self, Host},
@@ -27,7 +29,6 @@ const OWNERS_STAY: Duration = Duration::from_secs(5);
 const OWNERS_SHARE: u32 = 100;
 
 pub fn run(args: &TopArgs) -> Result<()> {
-    cli::check(args)?;
     start_log(args.view.verbose, args.view.quiet);
     let printer = Printer::new(&args.view, by_trouble)?;
     need_privileges("top")?;
@@ -107,17 +108,19 @@ impl Top {
     fn start(args: &TopArgs, printer: Printer) -> Result<Self> {
         let kernel = KernelBtf::read()?;
         let listeners = count_listeners();
-        let options = options(listeners, args.max_listeners);
+        let options = options(listeners, args.max_listeners)?;
         let mut tracer = Tracer::start(&kernel, &options, args.backend.candidates())?;
         for (what, why) in tracer.without() {
             log::info!("unknown on this kernel: {what} ({why})");
         }
         // After the probes are on, so that no listener falls between them and this look.
         let began = Instant::now();
-        let mut host = Host::read(proc())?;
+        let host = Host::read(proc())?;
         let owners_cost = began.elapsed();
-        for unreachable in std::mem::take(&mut host.unreachable) {
-            log::info!("network namespace out of reach: {unreachable}");
+        if !args.view.quiet {
+            for missing in limits(&host) {
+                say!("socktrace: not shown: {missing}");
+            }
         }
         tracer.adopt()?;
         let tracked = tracer.look()?;
@@ -151,7 +154,7 @@ impl Top {
         self.ask_host()?;
         self.since = Instant::now();
         let mut tracked = self.tracer.interval()?;
-        if self.complete(&tracked)? {
+        if self.complete(&tracked) {
             // Cookies were given out, sockets were taken in: the same interval, read again.
             let fresh = self.tracer.look()?;
             for t in tracked.iter_mut().filter(|t| !t.closed()) {
@@ -198,31 +201,9 @@ impl Top {
 
     /// For listeners that are new: gets them a cookie and looks for their owners. Returns whether
     /// the kernel was asked for something.
-    fn complete(&mut self, tracked: &[bpf::Tracked]) -> Result<bool> {
-        let open = || tracked.iter().filter(|t| !t.closed());
+    fn complete(&mut self, tracked: &[bpf::Tracked]) -> bool {
         self.find_owners(tracked);
-        let nameless: HashMap<u32, u32> = open()
-            .filter(|t| t.reading.cookie == 0 && !self.out_of_reach.contains(&t.reading.netns))
-            .map(|t| (t.reading.netns, t.slot.opener))
-            .collect();
-        if nameless.is_empty() {
-            return Ok(false);
-        }
-        let known = |host: &Host, inode| host.netns.iter().any(|netns| netns.inode == inode);
-        if nameless.keys().any(|&inode| !known(&self.host, inode)) {
-            self.host.netns = host::reachable(proc());
-        }
-        for (&inode, &opener) in &nameless {
-            if !known(&self.host, inode) {
-                self.host.netns.extend(host::of_thread(proc(), opener, inode));
-            }
-        }
-        // For the cookies only: what these dumps list was opened after `tracked` was read.
-        let mut asked = Host { netns: self.host.netns.clone(), ..Host::default() };
-        asked.ask(&nameless.keys().copied().collect::<Vec<_>>());
-        let answered = |inode: &u32| asked.listeners.contains_key(inode);
-        self.out_of_reach.extend(nameless.into_keys().filter(|inode| !answered(inode)));
-        Ok(true)
+        give_cookies(&mut self.host, tracked, &mut self.out_of_reach)
     }
 
     /// First with whoever called `listen()`, then everywhere; what nobody holds is not looked for
@@ -239,7 +220,11 @@ impl Top {
                 self.host.owners.look_at(proc(), t.slot.opener);
             }
         }
-        if tracked.iter().any(|t| ownerless(self, t)) {
+        let mut died = false;
+        for t in tracked.iter().filter(|t| !t.closed()) {
+            died |= self.host.owners.drop_dead(proc(), t.reading.inode);
+        }
+        if died || tracked.iter().any(|t| ownerless(self, t)) {
             self.read_owners();
             let unowned = tracked.iter().filter(|t| ownerless(self, t)).map(|t| t.reading.inode);
             self.unowned = unowned.chain(self.unowned.iter().copied()).collect();

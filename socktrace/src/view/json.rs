@@ -49,6 +49,7 @@ struct Identity<'a> {
     netns: u32,
     cookie: Option<u64>,
     inode: Option<u64>,
+    interface: Option<u32>,
     reuseport: Option<bool>,
     v6only: Option<bool>,
     uid: Option<u32>,
@@ -145,6 +146,7 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                     crate::model::Id::Inode { .. } => None,
                 },
                 inode: l.inode,
+                interface: l.interface,
                 reuseport: l.reuseport,
                 v6only: l.v6only,
                 uid: l.uid,
@@ -276,7 +278,7 @@ mod tests {
                 "listener": {
                     "id": "4026531840:5121", "family": "ipv4", "transport": "tcp",
                     "address": "0.0.0.0", "port": 8080, "path": unknown, "netns": 4026531840u32,
-                    "cookie": 5121, "inode": 41231, "reuseport": false, "v6only": unknown, "uid": 0,
+                    "cookie": 5121, "inode": 41231, "interface": unknown, "reuseport": false, "v6only": unknown, "uid": 0,
                     "owners": [{"pid": 812, "comm": "nginx", "fd": 6},
                                {"pid": 813, "comm": "nginx", "fd": 6}],
                     "cgroup": "/system.slice/nginx.service", "container": unknown

@@ -12,7 +12,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     // Besides control characters: those that turn the direction of the text around or are unseen.
     let hostile = |c: char| {
         c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
     };
     if text.contains(hostile) {
         let escape = |c: char| {
@@ -38,6 +38,7 @@ pub(crate) fn sample() -> crate::model::Listener {
         address: [0, 0, 0, 0].into(),
         port: Some(8080),
         inode: Some(41231),
+        interface: None,
         reuseport: Some(false),
         v6only: None,
         uid: Some(0),

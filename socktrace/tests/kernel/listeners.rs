@@ -295,6 +295,85 @@ fn thousands_of_listeners_come_and_go() {
     }
 }
 
+/// A listener is taken in whatever its file descriptor and its namespace are, and seen in full.
+#[test]
+fn older_listeners_are_taken_in_wherever_they_are() {
+    many_files();
+    for backend in backends() {
+        // Most of them have descriptors far beyond the first hundred.
+        let crowd: Vec<Listener> = (0..301).map(|_| Listener::new("127.0.0.1:0", 7)).collect();
+        // One lives in a namespace that no path leads to any more.
+        let hidden = std::thread::spawn(|| {
+            // SAFETY: a plain system call; the namespace is this thread's alone.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "unshare");
+            let listener = Listener::new("127.0.0.1:0", 7);
+            let id = listener.id();
+            (listener, id)
+        });
+        let (hidden, hidden_id) = hidden.join().expect("a hidden listener");
+        let tracing = Tracing::start(backend, &["-i", "500ms"]);
+        let clients: Vec<_> = crowd.iter().map(|listener| connect(listener.address, 2)).collect();
+        tracing.wait_interval();
+        tracing.wait_interval();
+        let run = tracing.stop();
+        for listener in &crowd {
+            let record = run.last_of(&listener.id());
+            assert_eq!(queue(record, "accept_queue"), (2, 7, 2), "{backend}: {record:#}");
+            assert_eq!(queue(record, "syn_queue").1, 7, "{backend}: {record:#}");
+            assert!(record["backlog"]["somaxconn"].is_u64(), "{backend}: {record:#}");
+        }
+        assert_eq!(queue(run.last_of(&hidden_id), "accept_queue"), (0, 7, 0), "{backend}");
+        let listed = output(&["list", "--json"]);
+        assert!(
+            records(&listed).iter().any(|r| r["listener"]["id"] == hidden_id),
+            "{hidden_id} is missing in list"
+        );
+        drop((clients, hidden));
+    }
+}
+
+/// The classic daemon: who opened the socket is gone, a child has it.
+#[test]
+fn owners_are_processes_that_live() {
+    for backend in backends() {
+        let listener = Listener::new("127.0.0.1:0", 7);
+        // The socket is inherited by a shell that goes on without us holding it.
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&listener.socket);
+        let spawn = || {
+            let mut sleeper = std::process::Command::new("sleep");
+            // SAFETY: a plain system call in the child.
+            unsafe {
+                std::os::unix::process::CommandExt::pre_exec(&mut sleeper, move || {
+                    libc::fcntl(fd, libc::F_SETFD, 0);
+                    Ok(())
+                })
+            };
+            sleeper.arg("1000").spawn().expect("sleep")
+        };
+        let mut first = spawn();
+        let tracing = Tracing::start(backend, &["-i", "500ms"]);
+        tracing.wait_interval();
+        let mut second = spawn();
+        first.kill().expect("kill");
+        first.wait().expect("wait");
+        tracing.wait_interval();
+        tracing.wait_interval();
+        tracing.wait_interval();
+        let run = tracing.stop();
+        second.kill().expect("kill");
+        second.wait().expect("wait");
+        let mine = run.of(&listener.id());
+        let pids = |record: &Value| -> BTreeSet<u64> {
+            let owners = record["listener"]["owners"].as_array().expect("owners");
+            owners.iter().map(|owner| owner["pid"].as_u64().expect("pid")).collect()
+        };
+        let me = u64::from(std::process::id());
+        assert_eq!(pids(mine[0]), [me, first.id().into()].into(), "{backend}");
+        let last = mine.last().expect("a record");
+        assert_eq!(pids(last), [me, second.id().into()].into(), "{backend}");
+    }
+}
+
 /// Listeners beyond the room there is are shown as far as netlink knows them, and said to be lost.
 #[test]
 fn more_listeners_than_there_is_room_for_are_not_hidden() {
