@@ -39,12 +39,21 @@ impl Owners {
         self.cgroups.extend(now.cgroups);
     }
 
-    /// Drops the processes that ended from the holders of a socket; returns whether there were any.
-    pub fn drop_dead(&mut self, proc: &Path, inode: u64) -> bool {
-        let Some(holders) = self.by_inode.get_mut(&inode) else { return false };
-        let before = holders.len();
-        holders.retain(|owner| proc.join(owner.pid.to_string()).exists());
-        holders.len() < before
+    /// Drops the processes that ended from the holders of these sockets; returns whether there were
+    /// any.
+    pub fn drop_dead(&mut self, proc: &Path, inodes: impl Iterator<Item = u64>) -> bool {
+        let mut lives = HashMap::new();
+        let mut died = false;
+        for inode in inodes {
+            let Some(holders) = self.by_inode.get_mut(&inode) else { continue };
+            holders.retain(|owner| {
+                let check = || proc.join(owner.pid.to_string()).exists();
+                let lives = *lives.entry(owner.pid).or_insert_with(check);
+                died |= !lives;
+                lives
+            });
+        }
+        died
     }
 
     /// The cgroup of a process that holds a socket.

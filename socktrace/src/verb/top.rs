@@ -220,10 +220,8 @@ impl Top {
                 self.host.owners.look_at(proc(), t.slot.opener);
             }
         }
-        let mut died = false;
-        for t in tracked.iter().filter(|t| !t.closed()) {
-            died |= self.host.owners.drop_dead(proc(), t.reading.inode);
-        }
+        let inodes = tracked.iter().filter(|t| !t.closed()).map(|t| t.reading.inode);
+        let died = self.host.owners.drop_dead(proc(), inodes);
         if died || tracked.iter().any(|t| ownerless(self, t)) {
             self.read_owners();
             let unowned = tracked.iter().filter(|t| ownerless(self, t)).map(|t| t.reading.inode);
