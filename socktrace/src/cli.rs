@@ -66,7 +66,7 @@ pub struct TopArgs {
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
 
-    /// Room for this many listeners [default: twice as many as there are, at least 8192]
+    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_listeners: Option<u32>,
 
@@ -262,12 +262,6 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 /// What stands where a verb may stand.
 fn verb_or_duration(text: &str) -> std::result::Result<Duration, String> {
     duration(text).map_err(|error| format!("{error}, nor a command (top, list, check)"))
-}
-
-/// Ends the program as clap does for wrong usage, but through our own exit code.
-pub fn parse() -> std::result::Result<Cli, clap::Error> {
-    let cli = Cli::try_parse()?;
-    Ok(cli)
 }
 
 #[cfg(test)]

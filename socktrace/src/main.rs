@@ -3,14 +3,15 @@ use std::{
     process::ExitCode,
 };
 
+use clap::Parser as _;
 use socktrace::{
-    cli::{self, Verb},
+    cli::{Cli, Verb},
     error::Error,
     verb,
 };
 
 fn main() -> ExitCode {
-    let cli = match cli::parse() {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors and go to stdout; clap knows which is which.

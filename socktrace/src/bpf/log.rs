@@ -27,9 +27,14 @@ pub(super) fn open(ebpf: &mut Ebpf) -> Option<Logger> {
 
 /// Prints the messages as they come, for as long as the task lives.
 pub async fn drain(logger: Option<EbpfLogger<&'static dyn ::log::Log>>) {
-    let Some(logger) = logger else {
-        return std::future::pending().await;
-    };
+    if let Some(logger) = logger {
+        print(logger).await;
+    }
+    // Whoever waits for this waits for messages; there will be no more.
+    std::future::pending::<()>().await;
+}
+
+async fn print(logger: Logger) {
     // SAFETY: the logger keeps its file descriptor open until it is dropped, and it is dropped
     // through the `AsyncFd` only.
     let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };

@@ -80,6 +80,8 @@ pub struct Tracer {
     by_sk: HashMap<MapData, u64, u32>,
     ports: HashMap<MapData, u64, u32>,
     stats: PerCpuArray<MapData, u64>,
+    /// Slots that the last reading found closed, those without a usable reading too.
+    closed: Vec<u32>,
     /// Closed slots that were reported and become free at the next interval.
     reported: Vec<u32>,
     events: u64,
@@ -137,6 +139,7 @@ impl Tracer {
             backend: None,
             attempt: Attempt::default(),
             cpus: options.cpus,
+            closed: Vec::new(),
             reported: Vec::new(),
             events: 0,
             events_of_closed: 0,
@@ -192,7 +195,7 @@ impl Tracer {
         let ended = self.control.read(control::EPOCH);
         self.control.write(control::EPOCH, ended.wrapping_add(1));
         let mut tracked = self.read(ended)?;
-        self.reported = tracked.iter().filter(|t| t.closed()).map(|t| t.index).collect();
+        self.reported = std::mem::take(&mut self.closed);
         self.relink(&mut tracked)?;
         Ok(tracked)
     }
@@ -212,10 +215,14 @@ impl Tracer {
         }
         let mut tracked = Vec::new();
         self.events = self.events_of_closed;
+        self.closed.clear();
         for index in 0..used {
             let slot = self.slots.read(index);
             if slot.state == slot_state::FREE {
                 continue;
+            }
+            if slot.state == slot_state::CLOSED {
+                self.closed.push(index);
             }
             let reading = self.readings.read(index);
             let t = self.tracked(index, slot, reading, epoch);
@@ -293,9 +300,9 @@ impl Tracer {
         }
         for (key, mut members) in ports {
             let linked = self.chain(key, members.len());
+            let seen = &linked[..linked.len().min(GROUP_MAX as usize)];
             members.retain_mut(|t| {
-                let seen = linked.iter().take(GROUP_MAX as usize);
-                t.watched &= t.closed() || seen.into_iter().any(|index| *index == t.index);
+                t.watched &= t.closed() || seen.contains(&t.index);
                 !t.closed()
             });
             let wanted: Vec<u32> = members.iter().map(|t| t.index).collect();

@@ -7,7 +7,7 @@ mod owners;
 
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, possible_cpus, release, tracefs};
-pub use netns::{NetnsPath, of_thread, own, reachable, resolve};
+pub use netns::{NetnsPath, of_thread, reachable, resolve};
 pub use owners::{Owners, read_owners};
 
 use std::{collections::HashMap, path::Path};

@@ -39,12 +39,6 @@ pub(super) fn inode_at(path: &Path) -> Option<u32> {
     u32::try_from(std::fs::metadata(path).ok()?.ino()).ok()
 }
 
-/// The namespace of this process.
-#[must_use]
-pub fn own(proc: &Path) -> Option<u32> {
-    inode_at(&proc.join("self/ns/net"))
-}
-
 /// Every network namespace that a process lives in or a name stands for, each once.
 #[must_use]
 pub fn reachable(proc: &Path) -> Vec<NetnsPath> {
@@ -138,7 +132,7 @@ mod tests {
     #[test]
     fn names_of_namespaces() {
         let proc = Path::new("/proc");
-        let own = own(proc).unwrap();
+        let own = inode_at(&proc.join("self/ns/net")).unwrap();
         let check = |wanted: &str| resolve(proc, wanted);
         assert_eq!(check("inode:4026531840").unwrap(), 4_026_531_840);
         assert_eq!(check(&std::process::id().to_string()).unwrap(), own);

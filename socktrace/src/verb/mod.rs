@@ -56,9 +56,12 @@ fn proc() -> &'static Path {
 fn options(listeners: usize, wanted: Option<u32>) -> Result<Options> {
     const LEAST: u32 = 8192;
     const MOST: u32 = 1 << 20;
+    // 64 MiB of cells.
+    const LEAST_CELLS: u32 = 1 << 20;
     let cpus = possible_cpus(Path::new("/sys"));
     let twice = u32::try_from(listeners).unwrap_or(MOST).saturating_mul(2);
-    let max_listeners = wanted.unwrap_or_else(|| twice.clamp(LEAST, MOST).next_power_of_two());
+    let least = LEAST.min(LEAST_CELLS / cpus);
+    let max_listeners = wanted.unwrap_or_else(|| twice.clamp(least, MOST).next_power_of_two());
     // One cell of 64 bytes a listener and CPU: 4 GiB is more than anyone means.
     if max_listeners.checked_mul(cpus).is_none_or(|cells| cells > 1 << 26) {
         return Err(Error::Usage(format!(
