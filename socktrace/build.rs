@@ -65,8 +65,8 @@ fn compiler() -> Result<Command> {
         return Ok(cargo);
     }
     let mut cargo = Command::new(variable("CARGO")?);
-    // aya-ebpf asks for one unstable feature; naming the crate keeps others out.
-    cargo.env("RUSTC", SYSTEM_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf");
+    // Assembly for eBPF is unstable; naming the crates keeps others out.
+    cargo.env("RUSTC", SYSTEM_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf,socktrace_ebpf");
     Ok(cargo)
 }
 

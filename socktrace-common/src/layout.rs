@@ -1,4 +1,4 @@
-//! The kernel fields that the programs read.
+//! The kernel fields and counters that the programs read.
 //!
 //! One line a field. The eBPF side turns each into a read-only global of that name, the loader finds
 //! the offset in the running kernel's BTF and writes it there before the programs are verified. A
@@ -31,12 +31,25 @@ macro_rules! for_each_field {
             SK_UID "sock" "sk_uid.val" required bytes;
             ICSK_QLEN "inet_connection_sock" "icsk_accept_queue.qlen" required bytes;
             ICSK_YOUNG "inet_connection_sock" "icsk_accept_queue.young" required bytes;
+            ICSK_ACCEPT_HEAD "inet_connection_sock" "icsk_accept_queue.rskq_accept_head" required bytes;
+            ICSK_DEFER "inet_connection_sock" "icsk_accept_queue.rskq_defer_accept" required bytes;
+            ICSK_FASTOPEN_MAX "inet_connection_sock" "icsk_accept_queue.fastopenq.max_qlen" required bytes;
+            REQ_LISTENER "request_sock" "__req_common.skc_listener" required bytes;
+            REQ_PPREV "request_sock" "__req_common.skc_nulls_node.pprev" required bytes;
+            REQ_CHILD "request_sock" "sk" required bytes;
+            REQ_NEXT "request_sock" "dl_next" required bytes;
+            REQ_TIMER "request_sock" "rsk_timer" required bytes;
+            REQ_SYNACK_TIME "tcp_request_sock" "snt_synack" required bytes;
+            TCP_ESTABLISHED_TIME "tcp_sock" "rcvq_space.time" required bytes;
             TCP_IS_MPTCP "tcp_sock" "is_mptcp" optional bytes;
             MPTCP_FIRST "mptcp_sock" "first" optional bytes;
             NET_INUM "net" "ns.inum" required bytes;
             NET_SOMAXCONN "net" "core.sysctl_somaxconn" required bytes;
             NET_SYNCOOKIES "net" "ipv4.sysctl_tcp_syncookies" required bytes;
             NET_MAX_SYN_BACKLOG "net" "ipv4.sysctl_max_syn_backlog" required bytes;
+            NET_MIGRATE_REQ "net" "ipv4.sysctl_tcp_migrate_req" optional bytes;
+            NET_STATISTICS "net" "mib.net_statistics" required bytes;
+            BPF_ARRAY_PPTRS "bpf_array" "pptrs" required bytes;
             SOCKET_SK "socket" "sk" required bytes;
             SOCKET_VFS_INODE "socket_alloc" "vfs_inode" required bytes;
             INODE_INO "inode" "i_ino" required bytes;
@@ -50,12 +63,36 @@ macro_rules! for_each_field {
             FDT_OPEN "fdtable" "open_fds" required bytes;
             FILE_PRIVATE "file" "private_data" required bytes;
             FILE_INODE "file" "f_inode" required bytes;
+            SKB_CB "sk_buff" "cb" required bytes;
+            TCP_CB_FLAGS "tcp_skb_cb" "tcp_flags" required bytes;
             SKB_HEAD "sk_buff" "head" required bytes;
             SKB_TRANSPORT "sk_buff" "transport_header" required bytes;
             SKB_PROTOCOL "sk_buff" "protocol" required bytes;
             SKB_DST "sk_buff" "_skb_refdst" required bytes;
             DST_DEV "dst_entry" "dev" required bytes;
             DEV_NET "net_device" "nd_net.net" required bytes;
+        }
+    };
+}
+
+/// Calls `$then! { GLOBAL "ENUMERATOR" after; ... }` with the kernel's counters
+/// (`include/uapi/linux/snmp.h`): their offsets in `struct linux_mib` come from the kernel's BTF.
+/// `n` says how many enumerators further on the name must stand than that of the line before: 0
+/// begins a group that the programs read at once.
+#[macro_export]
+macro_rules! for_each_counter {
+    ($then:ident) => {
+        $then! {
+            MIB_OVERFLOWS "LINUX_MIB_LISTENOVERFLOWS" 0;
+            MIB_DROPS "LINUX_MIB_LISTENDROPS" 1;
+            MIB_DO_COOKIES "LINUX_MIB_TCPREQQFULLDOCOOKIES" 0;
+            MIB_FULL_DROP "LINUX_MIB_TCPREQQFULLDROP" 1;
+            MIB_COOKIES_SENT "LINUX_MIB_SYNCOOKIESSENT" 0;
+            MIB_COOKIES_RECV "LINUX_MIB_SYNCOOKIESRECV" 1;
+            MIB_COOKIES_FAILED "LINUX_MIB_SYNCOOKIESFAILED" 1;
+            MIB_EMBRYONIC_RSTS "LINUX_MIB_EMBRYONICRSTS" 1;
+            MIB_DEFERRED "LINUX_MIB_TCPDEFERACCEPTDROP" 0;
+            MIB_FASTOPEN_FULL "LINUX_MIB_TCPFASTOPENLISTENOVERFLOW" 0;
         }
     };
 }

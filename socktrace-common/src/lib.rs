@@ -30,7 +30,11 @@ pub struct Slot {
     pub flags: u32,
     /// Thread group of the task that called `listen()`, 0 when unknown.
     pub opener: u32,
-    pub _reserved: [u32; 5],
+    /// `net.ns.inum` of the socket's namespace; 0 when it could not be read.
+    pub netns: u32,
+    /// `net->mib.net_statistics`, a per-CPU pointer; 0 when it could not be read.
+    pub mib: u64,
+    pub _reserved: u64,
 }
 const _: () = assert!(size_of::<Slot>() == 64);
 
@@ -47,23 +51,154 @@ pub const SLOT_HAS_REQUESTED: u32 = 1;
 pub const SLOT_LINKED: u32 = 2;
 /// The socket began to listen again (or another one at its address did) and no end was seen before.
 pub const SLOT_SUPERSEDED: u32 = 4;
+/// Tracepoint backend: an event was for one of several listeners of a port, which of them is unknown.
+pub const SLOT_AMBIGUOUS: u32 = 8;
 
-/// What one CPU saw of one listener's queues: a cache line of its own, so that neither locks nor
-/// atomics are needed. Index: `slot * cpus + cpu`.
+/// What one CPU saw of one listener: cache lines of its own, so that neither locks nor atomics are
+/// needed. Index: `slot * cpus + cpu`.
 ///
-/// The two elements of each array belong to the even and the odd interval; `epoch` says which
-/// interval the values are of, so that nobody has to reset them.
+/// The two elements of each array of peaks belong to the even and the odd interval; `epoch` says
+/// which interval the values are of, so that nobody has to reset them. All else counts from the
+/// slot's beginning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cell {
     pub epoch: [u32; 2],
     pub accept_peak: [u32; 2],
     pub syn_peak: [u32; 2],
-    /// How often a hook looked at the queues.
-    pub events: u64,
-    pub _reserved: [u64; 4],
+    /// Longest that an accepted connection waited, and that a handshake took.
+    pub wait_max_ns: u64,
+    pub handshake_max_ns: u64,
+    /// `bpf_ktime_get_ns` of the last `accept()`, 0 for none.
+    pub accepted_ns: u64,
+    /// By the indices of [`count`].
+    pub counts: [u64; count::COUNT],
+    pub _reserved: [u64; 6],
 }
-const _: () = assert!(size_of::<Cell>() == 64);
+const _: () = assert!(size_of::<Cell>() == 320);
+
+/// Indices of [`Cell::counts`]. They count packets where the kernel counts packets.
+pub mod count {
+    /// SYNs, those that were sent again too.
+    pub const SYNS: usize = 0;
+    /// SYNs that became a half-open request.
+    pub const QUEUED: usize = 1;
+    /// Connections that were put into the accept queue.
+    pub const ESTABLISHED: usize = 2;
+    pub const ACCEPTED: usize = 3;
+    pub const SYNACK_RETRANSMITS: usize = 4;
+    /// Half-open requests that ran out of SYN-ACKs.
+    pub const EXPIRED: usize = 5;
+    /// Half-open requests that a RST of the client ended.
+    pub const RESET: usize = 6;
+    pub const FULL_ON_SYN: usize = 7;
+    pub const FULL_ON_ACK: usize = 8;
+    pub const SYN_FULL: usize = 9;
+    pub const RESERVE: usize = 10;
+    pub const OTHER: usize = 11;
+    /// SYNs for which cookies were chosen (TCPReqQFullDoCookies).
+    pub const COOKIES_WANTED: usize = 12;
+    pub const COOKIES_SENT: usize = 13;
+    pub const COOKIES_ACCEPTED: usize = 14;
+    pub const COOKIES_FAILED: usize = 15;
+    /// Valid cookies that came back to a full accept queue; in [`FULL_ON_ACK`] as well.
+    pub const COOKIES_OVERFLOWED: usize = 16;
+    pub const RESETS_ON_OVERFLOW: usize = 17;
+    /// Bare ACKs that TCP_DEFER_ACCEPT held back.
+    pub const DEFERRED: usize = 18;
+    /// Connections that Fast Open put into the accept queue with their SYN; in [`ESTABLISHED`] too.
+    pub const FASTOPEN: usize = 19;
+    /// SYNs with a Fast Open cookie that found too many such connections.
+    pub const FASTOPEN_FULL: usize = 20;
+    /// Connections that found the listener closed at the very end of their handshake.
+    pub const LATE: usize = 21;
+    /// Connections that moved to another listener when this one closed.
+    pub const MIGRATED_OUT: usize = 22;
+    /// Connections and requests that came from another listener.
+    pub const MIGRATED_IN: usize = 23;
+    /// Samples of the handshake histogram: cookies and Fast Open have none.
+    pub const HANDSHAKES: usize = 24;
+    pub const HANDSHAKE_NS: usize = 25;
+    pub const WAIT_NS: usize = 26;
+    /// How often a hook looked at the listener.
+    pub const EVENTS: usize = 27;
+    pub const COUNT: usize = 28;
+}
+
+/// How long connections took, by [`bucket`]. Shared by all CPUs, added to atomically.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Histograms {
+    pub accept_wait: [u64; BUCKETS],
+    pub handshake: [u64; BUCKETS],
+}
+const _: () = assert!(size_of::<Histograms>() == 4096);
+
+/// Buckets of a histogram: one for everything below [`SHORTEST_NS`], 8 for each doubling from there
+/// on, so that a bucket is at most an eighth wide and its middle at most 6.25 % off, and the last one
+/// for everything above 36 minutes.
+pub const BUCKETS: usize = 256;
+const SHORTEST_LOG: u32 = 10;
+pub const SHORTEST_NS: u64 = 1 << SHORTEST_LOG;
+
+/// The bucket of a duration.
+#[must_use]
+#[inline(always)]
+pub const fn bucket(ns: u64) -> usize {
+    if ns < SHORTEST_NS {
+        return 0;
+    }
+    // By halves: eBPF has no instruction for it.
+    let mut rest = ns;
+    let mut log = 0;
+    if rest >> 32 != 0 {
+        rest >>= 32;
+        log = 32;
+    }
+    if rest >> 16 != 0 {
+        rest >>= 16;
+        log += 16;
+    }
+    if rest >> 8 != 0 {
+        rest >>= 8;
+        log += 8;
+    }
+    if rest >> 4 != 0 {
+        rest >>= 4;
+        log += 4;
+    }
+    if rest >> 2 != 0 {
+        rest >>= 2;
+        log += 2;
+    }
+    if rest >> 1 != 0 {
+        log += 1;
+    }
+    let index = 1 + (log - SHORTEST_LOG) as usize * 8 + (ns >> (log - 3) & 7) as usize;
+    if index < BUCKETS { index } else { BUCKETS - 1 }
+}
+
+/// The shortest duration of a bucket.
+#[must_use]
+pub const fn bucket_start(index: usize) -> u64 {
+    if index == 0 {
+        return 0;
+    }
+    let octave = (index as u64 - 1) / 8;
+    let eighth = (index as u64 - 1) % 8;
+    (8 + eighth) << (octave + SHORTEST_LOG as u64 - 3)
+}
+
+/// A connection in an accept queue.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting {
+    pub slot: u32,
+    pub _reserved: u32,
+    /// When it got there, by `bpf_ktime_get_ns`.
+    pub since_ns: u64,
+}
+const _: () = assert!(size_of::<Waiting>() == 16);
 
 /// One listener as the snapshot program read it from the kernel's memory.
 #[repr(C)]
@@ -104,7 +239,10 @@ pub struct Reading {
     pub _reserved: [u8; 2],
     /// Local address; IPv4 uses the first four bytes.
     pub address: [u8; 16],
-    pub _reserved2: [u64; 6],
+    /// When the connection at the head of the accept queue got there, by CLOCK_MONOTONIC; 0 when
+    /// the queue is empty.
+    pub oldest_ns: u64,
+    pub _reserved2: [u64; 5],
 }
 const _: () = assert!(size_of::<Reading>() == 128);
 
@@ -113,6 +251,8 @@ pub const READ_IPV6ONLY: u8 = 2;
 pub const READ_MPTCP: u8 = 4;
 /// `sk_shutdown` is set: the socket was closed, it did not fail to listen.
 pub const READ_SHUTDOWN: u8 = 8;
+/// `net.ipv4.tcp_migrate_req` is on.
+pub const READ_MIGRATES: u8 = 16;
 /// Every field was read; without it nothing in the record may be used.
 pub const READ_DONE: u8 = 128;
 
@@ -133,6 +273,8 @@ pub const SNAPSHOT_BATCH: u32 = 8;
 pub const WALK_BATCH: u32 = 64;
 /// File descriptors that one run of the `scan_fds` program looks at.
 pub const FD_BATCH: u32 = 16;
+/// Waiting connections that one run of the `adopt_queue` program takes in.
+pub const QUEUE_BATCH: u32 = 32;
 /// Slots that one run of the `fill_free` program makes free.
 pub const FILL_BATCH: u32 = 256;
 /// Listeners of one (netns, port) that the tracepoint backend looks at for one packet.
@@ -146,7 +288,9 @@ pub mod control {
     pub const BY_PORT: u32 = 1;
     /// What the last program that ran on request has to say: aya's programs return 0 always.
     pub const ANSWER: u32 = 2;
-    pub const COUNT: u32 = 3;
+    /// 1 when `accept()` can be seen, so that connections in the queue are kept account of.
+    pub const ACCEPTS: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.
@@ -157,7 +301,14 @@ pub mod stat {
     pub const READ_FAILED: u32 = 1;
     /// A (netns, port) group has more members than [`crate::GROUP_MAX`].
     pub const GROUP_CUT: u32 = 2;
-    pub const COUNT: u32 = 3;
+    /// A connection entered an accept queue and there was no room to note it: its `accept()` is not
+    /// counted.
+    pub const NO_ROOM: u32 = 3;
+    /// Not losses: how often the SYN queue was found full with exactly as many requests as the
+    /// limit, and how often a request was queued when there were as many.
+    pub const FULL_AT_LIMIT: u32 = 4;
+    pub const QUEUED_AT_LIMIT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 /// Key of the tracepoint backend's (netns, port) map.
@@ -178,3 +329,38 @@ pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
 pub const IPPROTO_MPTCP: u16 = 262;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_narrow_and_in_order() {
+        let mut before = 0;
+        for ns in (0..64).flat_map(|log| {
+            let base = 1_u64 << log;
+            [
+                base - 1,
+                base,
+                base + base / 8 - 1,
+                base + base / 8,
+                base + base / 2,
+                base + (base - 1),
+            ]
+        }) {
+            let index = bucket(ns);
+            assert!(index >= before || ns < SHORTEST_NS, "{ns} ns: {index} after {before}");
+            before = before.max(index);
+            assert!(bucket_start(index) <= ns, "{ns} ns begins at {}", bucket_start(index));
+            if index < BUCKETS - 1 {
+                let (start, end) = (bucket_start(index), bucket_start(index + 1));
+                assert!(ns < end, "{ns} ns in {start}..{end}");
+                assert!(index == 0 || (end - start) * 8 <= start, "{start}..{end} is too wide");
+            }
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+        for index in 0..BUCKETS {
+            assert_eq!(bucket(bucket_start(index)), index);
+        }
+    }
+}

@@ -43,10 +43,7 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
         task = next.wrapping_sub(at::TASK_TASKS.load() as usize);
         maps::answer(i + 1);
     }
-    if let Some(entry) = maps::TASKS.get_ptr_mut(WALK_BATCH) {
-        // SAFETY: array elements live as long as the map.
-        unsafe { (*entry).task = task as u64 };
-    }
+    maps::go_on(task as u64);
     0
 }
 

@@ -7,8 +7,9 @@ use aya_ebpf::{
 };
 
 use crate::{
+    account::{self, doing},
     layout as at, listener,
-    mem::{Direct, Mem},
+    mem::{Direct, Mem, Probe},
 };
 
 /// `int __sys_listen(int fd, int backlog)`,
@@ -50,19 +51,143 @@ pub(crate) fn fentry_listen_stop(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// `int tcp_conn_request(rsk_ops, af_ops, struct sock *sk, struct sk_buff *skb)`: a SYN was handled.
-#[fexit]
-pub(crate) fn fexit_conn_request(ctx: FExitContext) -> i32 {
+/// `int tcp_conn_request(rsk_ops, af_ops, struct sock *sk, struct sk_buff *skb)`: a SYN arrived.
+#[fentry]
+pub(crate) fn fentry_conn_request(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is the listener.
-    unsafe { listener::queues::<Direct>(ctx.arg(2)) };
+    unsafe { account::enter::<Direct>(doing::SYN, ctx.arg(2)) };
     0
 }
 
-/// `tcp_child_process(struct sock *parent, struct sock *child, struct sk_buff *skb)`: a finished
-/// handshake was put into the accept queue.
-#[fentry]
-pub(crate) fn fentry_child_process(ctx: FEntryContext) -> i32 {
+/// The SYN was handled.
+#[fexit]
+pub(crate) fn fexit_conn_request(ctx: FExitContext) -> i32 {
     // SAFETY: the argument is the listener.
-    unsafe { listener::queues::<Direct>(ctx.arg(0)) };
+    unsafe { account::leave::<Direct>(doing::SYN, ctx.arg(2)) };
+    0
+}
+
+/// `tcp_check_req(struct sock *sk, skb, struct request_sock *req, bool fastopen, ...)`: a segment for
+/// a half-open request. With `fastopen` the socket is the connection's own, which has been in the
+/// accept queue since its SYN.
+#[fentry]
+pub(crate) fn fentry_check_req(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u64>(3) as u8 == 0 {
+        // SAFETY: the arguments are the listener and the segment.
+        unsafe { account::enter_ack::<Direct>(ctx.arg(0), ctx.arg(1)) };
+    }
+    0
+}
+
+/// The segment was handled.
+#[fexit]
+pub(crate) fn fexit_check_req(ctx: FExitContext) -> i32 {
+    if ctx.arg::<u64>(3) as u8 == 0 {
+        // SAFETY: the argument is the listener.
+        unsafe { account::leave::<Direct>(doing::ACK, ctx.arg(0)) };
+    }
+    0
+}
+
+/// `struct sock *cookie_v4_check(struct sock *sk, struct sk_buff *skb)`
+#[fentry]
+pub(crate) fn fentry_cookie_v4(ctx: FEntryContext) -> i32 {
+    // SAFETY: the argument is the listener.
+    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    0
+}
+
+/// The cookie was checked.
+#[fexit]
+pub(crate) fn fexit_cookie_v4(ctx: FExitContext) -> i32 {
+    // SAFETY: the argument is the listener.
+    unsafe { account::leave::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    0
+}
+
+/// `struct sock *cookie_v6_check(struct sock *sk, struct sk_buff *skb)`
+#[fentry]
+pub(crate) fn fentry_cookie_v6(ctx: FEntryContext) -> i32 {
+    // SAFETY: the argument is the listener.
+    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    0
+}
+
+/// The cookie was checked.
+#[fexit]
+pub(crate) fn fexit_cookie_v6(ctx: FExitContext) -> i32 {
+    // SAFETY: the argument is the listener.
+    unsafe { account::leave::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    0
+}
+
+/// `void tcp_req_err(struct sock *sk, u32 seq, bool abort)`: an ICMP error for a half-open request,
+/// which `sk` really is.
+#[fentry]
+pub(crate) fn fentry_req_err(ctx: FEntryContext) -> i32 {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        if let Some(sk) = Probe::read(ctx.arg(0), at::REQ_LISTENER.load()) {
+            account::enter::<Probe>(doing::ICMP, sk);
+        }
+    }
+    0
+}
+
+/// The error was handled.
+#[fexit]
+pub(crate) fn fexit_req_err(_ctx: FExitContext) -> i32 {
+    account::leave_kept(doing::ICMP);
+    0
+}
+
+/// `inet_csk_complete_hashdance(sk, struct sock *child, struct request_sock *req, bool own_req)`
+#[fentry]
+pub(crate) fn fentry_hashdance(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u64>(3) as u8 != 0 {
+        account::established(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    }
+    0
+}
+
+/// `inet_csk_reqsk_queue_add(sk, struct request_sock *req, struct sock *child)`
+#[fentry]
+pub(crate) fn fentry_queue_add(ctx: FEntryContext) -> i32 {
+    account::queue_add(ctx.arg(2));
+    0
+}
+
+/// `void security_sock_graft(struct sock *sk, struct socket *parent)`
+#[fentry]
+pub(crate) fn fentry_sock_graft(ctx: FEntryContext) -> i32 {
+    account::accepted(ctx.arg(0));
+    0
+}
+
+/// `void inet_child_forget(struct sock *sk, struct request_sock *req, struct sock *child)`
+#[fentry]
+pub(crate) fn fentry_child_forget(ctx: FEntryContext) -> i32 {
+    account::forgotten(ctx.arg(2));
+    0
+}
+
+/// `struct request_sock *inet_reqsk_clone(struct request_sock *req, struct sock *sk)` (5.14 and later)
+#[fentry]
+pub(crate) fn fentry_reqsk_clone(ctx: FEntryContext) -> i32 {
+    account::migrates(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// `void reqsk_timer_handler(struct timer_list *t)`
+#[fentry]
+pub(crate) fn fentry_reqsk_timer(ctx: FEntryContext) -> i32 {
+    account::timer(ctx.arg(0));
+    0
+}
+
+/// The timer has done its work.
+#[fexit]
+pub(crate) fn fexit_reqsk_timer(_ctx: FExitContext) -> i32 {
+    account::timer_done();
     0
 }

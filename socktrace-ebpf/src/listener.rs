@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use socktrace_common::{
-    IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, slot_state, tcp_state,
+    Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, slot_state, tcp_state,
 };
 
 use crate::{
@@ -59,14 +59,10 @@ pub(crate) fn open(sk: *const u8) {
         maps::forget(sk);
     }
     let thread = bpf_get_current_pid_tgid();
-    let mut slot = Slot {
-        sk: sk as u64,
-        // SAFETY: a plain helper call.
-        opened_ns: unsafe { bpf_ktime_get_ns() },
-        state: slot_state::OPEN,
-        opener: (thread >> 32) as u32,
-        ..Slot::default()
-    };
+    let mut slot = new(sk);
+    // SAFETY: a plain helper call.
+    slot.opened_ns = unsafe { bpf_ktime_get_ns() };
+    slot.opener = (thread >> 32) as u32;
     take_requested(&mut slot);
     if let Some(index) = maps::claim(sk, &slot) {
         group::link(index, sk);
@@ -74,10 +70,28 @@ pub(crate) fn open(sk: *const u8) {
     }
 }
 
+/// A slot for `sk`, with what of it never changes.
+#[inline(always)]
+fn new(sk: *const u8) -> Slot {
+    let mut slot = Slot { sk: sk as u64, state: slot_state::OPEN, ..Slot::default() };
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        if let Some(net) = Probe::read::<*const u8>(sk, layout::SK_NET.load()) {
+            if let Some(netns) = Probe::read(net, layout::NET_INUM.load()) {
+                slot.netns = netns;
+            }
+            if let Some(mib) = Probe::read(net, layout::NET_STATISTICS.load()) {
+                slot.mib = mib;
+            }
+        }
+    }
+    slot
+}
+
 /// Takes in a listener that is older than the trace. Returns its slot.
 #[inline(always)]
 pub(crate) fn adopt(sk: *const u8) -> Option<u32> {
-    let slot = Slot { sk: sk as u64, state: slot_state::OPEN, ..Slot::default() };
+    let slot = new(sk);
     let index = maps::claim(sk, &slot)?;
     group::link(index, sk);
     debug!(&(), "listener adopted in slot {}", index);
@@ -109,34 +123,26 @@ fn mark_closed(index: u32, flag: u32) {
     }
 }
 
-/// Either queue of a listener may have grown: keep the highest values.
+/// The slot of a listener; one that nobody knew yet is taken in.
 ///
 /// # Safety
 /// `sk` must be a `struct sock` pointer that `M` may read.
 #[inline(always)]
-pub(crate) unsafe fn queues<M: Mem>(sk: *const u8) {
-    let index = match maps::slot_of(sk) {
-        Some(index) => index,
-        None => {
-            // SAFETY: the caller's promise.
-            let state: Option<u8> = unsafe { M::read(sk, layout::SK_STATE.load()) };
-            if state != Some(tcp_state::LISTEN) {
-                return;
-            }
-            let Some(index) = adopt(sk) else { return };
-            index
-        }
-    };
+pub(crate) unsafe fn slot<M: Mem>(sk: *const u8) -> Option<u32> {
+    if let Some(index) = maps::slot_of(sk) {
+        return Some(index);
+    }
     // SAFETY: the caller's promise.
-    unsafe { note::<M>(sk, index) };
+    let state: Option<u8> = unsafe { M::read(sk, layout::SK_STATE.load()) };
+    if state == Some(tcp_state::LISTEN) { adopt(sk) } else { None }
 }
 
-/// Keeps the highest depths of a listener whose slot is known.
+/// Either queue of a listener may have grown: keep the highest values.
 ///
 /// # Safety
-/// As for [`queues`].
+/// As for [`slot`].
 #[inline(always)]
-pub(crate) unsafe fn note<M: Mem>(sk: *const u8, index: u32) {
+pub(crate) unsafe fn peaks<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
     // One early return a read: what 5.10's verifier cannot follow is a pair of options.
     // SAFETY: the caller's promise.
     let accept: Option<u32> = unsafe { M::read(sk, layout::SK_ACK_BACKLOG.load()) };
@@ -148,10 +154,7 @@ pub(crate) unsafe fn note<M: Mem>(sk: *const u8, index: u32) {
     // SAFETY: the caller's promise.
     let syn: Option<u32> = unsafe { M::read(tcp, layout::ICSK_QLEN.load()) };
     let Some(syn) = syn else { return };
-    let Some((cell, half)) = maps::cell(index) else {
-        return;
-    };
-    cell.events += 1;
+    cell.counts[count::EVENTS] += 1;
     if accept > cell.accept_peak[half] {
         cell.accept_peak[half] = accept;
     }
@@ -163,6 +166,8 @@ pub(crate) unsafe fn note<M: Mem>(sk: *const u8, index: u32) {
 /// The same for a slot found by other means than a hook's argument.
 #[inline(always)]
 pub(crate) fn note_slot(index: u32, slot: &Slot) {
-    // SAFETY: `Probe` survives any address, and the slot is open.
-    unsafe { note::<Probe>(slot.sk as *const u8, index) };
+    if let Some((cell, half)) = maps::cell(index) {
+        // SAFETY: `Probe` survives any address, and the slot is open.
+        unsafe { peaks::<Probe>(slot.sk as *const u8, cell, half) };
+    }
 }

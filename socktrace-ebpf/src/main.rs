@@ -1,11 +1,13 @@
 //! The kernel side of socktrace.
 //!
-//! `listener` says what a hook means; `fentry`, `kprobe` and `tracepoint` are thin shells that hand
+//! `listener` and `account` say what a hook means; `fentry`, `kprobe` and `tracepoint` are thin shells that hand
 //! it the arguments of one way to attach; `snapshot` and `adopt` run when the user side asks.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(clippy::needless_pass_by_value, reason = "aya hands the context over by value")]
 
+mod account;
 mod adopt;
 mod fentry;
 mod group;

@@ -6,7 +6,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
 };
-use socktrace_common::{Cell, Reading, Slot, TaskEntry, WALK_BATCH, control, slot_state, stat};
+use socktrace_common::{
+    Cell, Histograms, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, slot_state, stat,
+};
 
 use crate::layout;
 
@@ -15,6 +17,9 @@ pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE
 
 #[map]
 static CELLS: Array<Cell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static HISTOGRAMS: Array<Histograms> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static READINGS: Array<Reading> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -34,6 +39,10 @@ static FREE: Stack<u32> = Stack::with_max_entries(1, 0);
 /// Address of a listening `struct sock` to its slot.
 #[map]
 static BY_SK: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+/// Address of a connection in an accept queue to its listener's slot.
+#[map]
+pub(crate) static WAITING: HashMap<u64, Waiting> = HashMap::with_max_entries(1, 0);
 
 /// (netns, port) to the first slot plus one of the chain of its listeners (tracepoint backend).
 #[map]
@@ -59,6 +68,21 @@ pub(crate) fn count(index: u32) {
 #[inline(always)]
 pub(crate) fn by_port() -> bool {
     CONTROL.get(control::BY_PORT).is_some_and(|&on| on == 1)
+}
+
+/// Whether a hook sees `accept()`.
+#[inline(always)]
+pub(crate) fn accepts_seen() -> bool {
+    CONTROL.get(control::ACCEPTS).is_some_and(|&on| on == 1)
+}
+
+/// Tells the user side where the next run is to go on.
+#[inline(always)]
+pub(crate) fn go_on(address: u64) {
+    if let Some(entry) = TASKS.get_ptr_mut(WALK_BATCH) {
+        // SAFETY: array elements live as long as the map.
+        unsafe { (*entry).task = address };
+    }
 }
 
 /// Tells the user side something about the program that runs on request.

@@ -3,12 +3,12 @@
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use socktrace_common::{
-    AF_INET, AF_INET6, FILL_BATCH, READ_DONE, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT,
-    READ_SHUTDOWN, Reading, SNAPSHOT_BATCH, slot_state,
+    AF_INET, AF_INET6, FILL_BATCH, READ_DONE, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP,
+    READ_REUSEPORT, READ_SHUTDOWN, Reading, SNAPSHOT_BATCH, slot_state,
 };
 
 use crate::{
-    layout as at, maps,
+    account, layout as at, maps,
     mem::{Mem, Probe, present, read_bit},
 };
 
@@ -85,6 +85,7 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
             to.address[3] = v4[3];
         }
         to.inode = inode_of(sk)?;
+        to.oldest_ns = oldest(sk).unwrap_or(0);
 
         let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
         to.netns = Probe::read(net, at::NET_INUM.load())?;
@@ -107,7 +108,26 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
         if Probe::read::<u8>(sk, at::SK_SHUTDOWN.load())? != 0 {
             flags |= READ_SHUTDOWN;
         }
+        if present(at::NET_MIGRATE_REQ.load())
+            && Probe::read::<u8>(net, at::NET_MIGRATE_REQ.load())? != 0
+        {
+            flags |= READ_MIGRATES;
+        }
         Some(flags)
+    }
+}
+
+/// When the connection at the head of the accept queue got there; `None` when there is none.
+#[inline(always)]
+unsafe fn oldest(sk: *const u8) -> Option<u64> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let head: *const u8 = Probe::read(sk, at::ICSK_ACCEPT_HEAD.load())?;
+        if head.is_null() {
+            return None;
+        }
+        let child: *const u8 = Probe::read(head, at::REQ_CHILD.load())?;
+        account::waiting_since(child)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Tracepoints only: BTF tracepoints, and `sys_enter_listen` where tracefs is to be had.
+//! BTF tracepoints, most of them for the backend that has nothing else, and `sys_enter_listen` where
+//! tracefs is to be had.
 
 use aya_ebpf::{
     helpers::generated::bpf_get_current_task,
@@ -8,7 +9,7 @@ use aya_ebpf::{
 use socktrace_common::{port_key, tcp_state};
 
 use crate::{
-    adopt, group, layout as at, listener,
+    account, adopt, group, layout as at, listener,
     mem::{Direct, Mem, Probe},
 };
 
@@ -39,6 +40,13 @@ pub(crate) fn tp_consume_skb(ctx: BtfTracePointContext) -> i32 {
     if let Some(key) = unsafe { syn_key(ctx.arg(0)) } {
         group::note_all(key);
     }
+    0
+}
+
+/// `tcp:tcp_retransmit_synack (const struct sock *sk, const struct request_sock *req)`
+#[btf_tracepoint]
+pub(crate) fn tp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
+    account::synack_again(ctx.arg(1));
     0
 }
 

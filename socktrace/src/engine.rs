@@ -3,18 +3,18 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use socktrace_common::{
-    AF_INET6, READ_IPV6ONLY, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN, Reading,
-    SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, tcp_state,
+    AF_INET6, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN, Reading,
+    SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, tcp_state,
 };
 
 use crate::{
     bpf::Tracked,
     host::{DiagListener, Dump, Host, Owners},
-    model::{Family, Id, Listener, Queue, SynLimit, Transport},
+    model::{Drops, Family, Id, Listener, Queue, SynLimit, Totals, Transport},
 };
 
 /// A socket that has been on its way into LISTEN for longer never gets there.
@@ -55,6 +55,8 @@ struct Before {
 #[derive(Debug, Default)]
 pub struct Engine {
     before: HashMap<u32, Before>,
+    /// Whether this kernel's SYN queue is full at its limit, once it was seen.
+    pub full_at_limit: Option<bool>,
 }
 
 impl Engine {
@@ -65,13 +67,17 @@ impl Engine {
         let mut result = Interval::default();
         let mut before = HashMap::new();
         let mut cookies = HashSet::new();
+        let groups: HashSet<Group> =
+            tracked.iter().filter(|t| !t.closed()).filter_map(|t| group(t, None)).collect();
         for t in tracked {
             let earlier = self.before.get(&t.index).filter(|b| b.sk == t.slot.sk).copied();
             match fate(now, t, earlier) {
                 Fate::Gone => result.gone.push(t.index),
                 Fate::NotYet => {}
                 Fate::Lives => {
-                    let listener = listener(now, t, earlier, host);
+                    let mut listener = listener(now, t, earlier, host, self.full_at_limit);
+                    let heirs = group(t, earlier).is_some_and(|group| groups.contains(&group));
+                    listener.totals.lost_on_close = lost_on_close(t, heirs);
                     before.insert(t.index, remember(t, earlier));
                     if let Id::Cookie { netns, cookie } = listener.id {
                         cookies.insert((netns, cookie));
@@ -93,6 +99,68 @@ impl Engine {
     }
 }
 
+/// What the members of a SO_REUSEPORT group have in common.
+type Group = (u32, u16, u16, [u8; 16]);
+
+/// The group that a listener's connections may move to when it closes
+/// (`net.ipv4.tcp_migrate_req`).
+fn group(t: &Tracked, earlier: Option<Before>) -> Option<Group> {
+    const BOTH: u8 = READ_REUSEPORT | READ_MIGRATES;
+    let r = &t.reading;
+    let port = port(t, earlier)?;
+    (r.flags & BOTH == BOTH).then_some((r.netns, r.family, port, r.address))
+}
+
+/// What ended because the listener closed: what was in both queues then, but for what has moved to
+/// another listener. Half-open requests move when their timer or their ACK comes, so with an heir they
+/// are not lost.
+fn lost_on_close(t: &Tracked, heirs: bool) -> Option<u64> {
+    t.count(count::LATE)?;
+    if !t.closed() || t.slot.flags & SLOT_SUPERSEDED != 0 {
+        return Some(0);
+    }
+    let moved = t.counts[count::MIGRATED_OUT];
+    let connections = u64::from(t.reading.accept_depth).saturating_sub(moved);
+    let requests = if heirs { 0 } else { u64::from(t.reading.syn_depth) };
+    Some(connections + requests + t.counts[count::LATE])
+}
+
+fn totals(t: &Tracked) -> Totals {
+    let count = |index| t.count(index);
+    Totals {
+        syns: count(count::SYNS),
+        requests_queued: count(count::QUEUED),
+        established: count(count::ESTABLISHED),
+        accepted: count(count::ACCEPTED),
+        synack_retransmits: count(count::SYNACK_RETRANSMITS),
+        cookies_sent: count(count::COOKIES_SENT),
+        cookies_accepted: count(count::COOKIES_ACCEPTED),
+        cookies_failed: count(count::COOKIES_FAILED),
+        cookies_overflowed: count(count::COOKIES_OVERFLOWED),
+        drops: Drops {
+            accept_queue_full_on_syn: count(count::FULL_ON_SYN),
+            accept_queue_full_on_ack: count(count::FULL_ON_ACK),
+            syn_queue_full: count(count::SYN_FULL),
+            syn_backlog_reserve: count(count::RESERVE),
+            other: count(count::OTHER),
+        },
+        resets_on_overflow: count(count::RESETS_ON_OVERFLOW),
+        requests_expired: count(count::EXPIRED),
+        requests_reset: count(count::RESET),
+        acks_deferred: count(count::DEFERRED),
+        fastopen_established: count(count::FASTOPEN),
+        fastopen_queue_full: count(count::FASTOPEN_FULL),
+        lost_on_close: None,
+        migrated_out: count(count::MIGRATED_OUT),
+        migrated_in: count(count::MIGRATED_IN),
+    }
+}
+
+/// How long ago a moment was; 0 stands for none.
+fn age(now: Now, then_ns: u64) -> Option<Duration> {
+    (then_ns != 0).then(|| Duration::from_nanos(now.monotonic_ns.saturating_sub(then_ns)))
+}
+
 enum Fate {
     Lives,
     NotYet,
@@ -103,7 +171,7 @@ fn fate(now: Now, t: &Tracked, earlier: Option<Before>) -> Fate {
     let lifetime = t.slot.closed_ns.saturating_sub(t.slot.opened_ns);
     if t.closed() {
         let shut = t.reading.flags & READ_SHUTDOWN != 0;
-        let brief = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events == 0;
+        let brief = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events() == 0;
         let superseded = t.slot.flags & SLOT_SUPERSEDED != 0;
         let stillborn = (brief && !shut) || (superseded && earlier.is_none());
         return if stillborn { Fate::NotYet } else { Fate::Lives };
@@ -135,7 +203,13 @@ fn port(t: &Tracked, earlier: Option<Before>) -> Option<u16> {
     (port != 0).then_some(port)
 }
 
-fn listener(now: Now, t: &Tracked, earlier: Option<Before>, host: &Host) -> Listener {
+fn listener(
+    now: Now,
+    t: &Tracked,
+    earlier: Option<Before>,
+    host: &Host,
+    full_at_limit: Option<bool>,
+) -> Listener {
     let r = &t.reading;
     let family = if r.family == AF_INET6 { Family::Ipv6 } else { Family::Ipv4 };
     let address = match family {
@@ -146,7 +220,7 @@ fn listener(now: Now, t: &Tracked, earlier: Option<Before>, host: &Host) -> List
         }
     };
     let (owners, cgroup) = owners(&host.owners, r.inode);
-    let syn = SynLimit::new(r.accept_limit, r.syncookies, r.max_syn_backlog);
+    let syn = SynLimit::new(r.accept_limit, r.syncookies, r.max_syn_backlog, full_at_limit);
     let (accept_depth, syn_depth) = if t.closed() { (0, 0) } else { (r.accept_depth, r.syn_depth) };
     Listener {
         time: now.time,
@@ -168,15 +242,23 @@ fn listener(now: Now, t: &Tracked, earlier: Option<Before>, host: &Host) -> List
         accept: Queue {
             depth: Some(accept_depth),
             limit: Some(r.accept_limit),
+            // `sk_acceptq_is_full` compares by `>`.
+            capacity: Some(r.accept_limit.saturating_add(1)),
             peak: peak(t.watched, t.accept_peak, earlier.map(|b| b.accept_depth), r.accept_depth),
         },
         syn: Queue {
             depth: Some(syn_depth),
             limit: Some(syn.limit),
+            capacity: syn.capacity,
             peak: peak(t.watched, t.syn_peak, earlier.map(|b| b.syn_depth), r.syn_depth),
         },
         syn_young: Some(if t.closed() { 0 } else { r.syn_young }),
         syn_rule: Some(syn.rule),
+        totals: totals(t),
+        accept_wait: t.accept_wait,
+        handshake: t.handshake,
+        last_accept_age: age(now, t.accepted_ns),
+        oldest_wait: if t.closed() { None } else { age(now, r.oldest_ns) },
         closed: t.closed(),
     }
 }
@@ -238,11 +320,17 @@ fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Own
         accept: Queue {
             depth: Some(diag.accept_depth),
             limit: Some(diag.accept_limit),
+            capacity: Some(diag.accept_limit.saturating_add(1)),
             peak: None,
         },
-        syn: Queue { depth: dump.syn_depth(diag), limit: None, peak: None },
+        syn: Queue { depth: dump.syn_depth(diag), ..Queue::default() },
         syn_young: None,
         syn_rule: None,
+        totals: Totals::default(),
+        accept_wait: None,
+        handshake: None,
+        last_accept_age: None,
+        oldest_wait: None,
         closed: false,
     }
 }
@@ -271,7 +359,11 @@ mod tests {
             },
             accept_peak: None,
             syn_peak: None,
-            events: 0,
+            counts: [0; count::COUNT],
+            known: u64::MAX,
+            accept_wait: None,
+            handshake: None,
+            accepted_ns: 0,
             watched: true,
         };
         change(&mut t);
@@ -358,6 +450,36 @@ mod tests {
         assert!(engine.interval(NOW, &[brief], &Host::default()).listeners.is_empty());
         let shut = Tracked { reading: Reading { flags: READ_SHUTDOWN, ..brief.reading }, ..brief };
         assert!(one(&mut engine, shut).closed);
+    }
+
+    #[test]
+    fn what_is_lost_when_a_listener_closes() {
+        let closed = |flags, moved| {
+            tracked(|t| {
+                t.slot.state = slot_state::CLOSED;
+                t.reading.flags = flags;
+                t.reading.accept_depth = 5;
+                t.reading.syn_depth = 3;
+                t.counts[count::MIGRATED_OUT] = moved;
+                t.counts[count::LATE] = 1;
+            })
+        };
+        let check = |listeners: &[Tracked], lost| {
+            let mut engine = Engine::default();
+            let interval = engine.interval(NOW, listeners, &Host::default());
+            assert_eq!(interval.listeners[0].totals.lost_on_close, Some(lost));
+        };
+        let group = READ_REUSEPORT | READ_MIGRATES;
+        let heir = tracked(|t| {
+            t.index = 4;
+            t.reading.flags = group;
+        });
+        check(&[closed(0, 0)], 9);
+        check(&[closed(READ_REUSEPORT, 0), heir], 9);
+        check(&[closed(group, 5), heir], 1);
+        // Nobody is left to move to.
+        check(&[closed(group, 0)], 9);
+        check(&[tracked(|t| t.counts[count::LATE] = 1)], 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod host;
+pub mod ledger;
 pub mod model;
 pub mod verb;
 pub mod view;

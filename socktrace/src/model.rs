@@ -1,6 +1,12 @@
 //! A listener as the tool understands it. No I/O, no clock, no kernel types.
 
-use std::{fmt, net::IpAddr, time::SystemTime};
+use std::{
+    fmt,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
 
 /// What tells one socket from every other: never its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,22 +62,108 @@ pub enum SynRule {
 pub struct SynLimit {
     pub limit: u32,
     pub rule: SynRule,
+    /// How many half-open requests there can be; `None` until it was seen whether the queue is full
+    /// at its limit or above.
+    pub capacity: Option<u32>,
 }
 
 impl SynLimit {
     /// From the listener's backlog and the namespace's `tcp_syncookies` and `tcp_max_syn_backlog`
-    /// (`tcp_conn_request`, read in 5.10, 6.1, 6.12 and 6.18).
+    /// (`tcp_conn_request`, read in 5.10, 6.1, 6.12 and 6.18). `full_at_limit` is what was seen of
+    /// `inet_csk_reqsk_queue_is_full`, whose `>=` became `>` in the middle of stable series.
     #[must_use]
-    pub fn new(backlog: u32, syncookies: u32, max_syn_backlog: u32) -> Self {
-        let three_quarters = max_syn_backlog - (max_syn_backlog >> 2);
+    pub fn new(
+        backlog: u32,
+        syncookies: u32,
+        max_syn_backlog: u32,
+        full_at_limit: Option<bool>,
+    ) -> Self {
+        let reserve = max_syn_backlog - (max_syn_backlog >> 2);
+        let capacity = full_at_limit.map(|at| if at { backlog } else { backlog.saturating_add(1) });
         match syncookies {
-            2 => Self { limit: 0, rule: SynRule::Syncookies },
-            0 if three_quarters < backlog => {
-                Self { limit: three_quarters, rule: SynRule::MaxSynBacklog }
+            2 => Self { limit: 0, rule: SynRule::Syncookies, capacity: Some(0) },
+            0 if reserve < backlog && capacity.is_none_or(|capacity| reserve + 1 < capacity) => {
+                Self { limit: reserve, rule: SynRule::MaxSynBacklog, capacity: Some(reserve + 1) }
             }
-            _ => Self { limit: backlog, rule: SynRule::Backlog },
+            _ => Self { limit: backlog, rule: SynRule::Backlog, capacity },
         }
     }
+}
+
+/// What the kernel did to the connections of a listener since it began, or since the trace began,
+/// whichever is later. Packets where the kernel counts packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// SYNs, repeated ones too.
+    pub syns: Option<u64>,
+    /// SYNs that became a half-open request.
+    pub requests_queued: Option<u64>,
+    /// Connections that were put into the accept queue.
+    pub established: Option<u64>,
+    pub accepted: Option<u64>,
+    pub synack_retransmits: Option<u64>,
+    pub cookies_sent: Option<u64>,
+    /// Valid cookies that came back.
+    pub cookies_accepted: Option<u64>,
+    pub cookies_failed: Option<u64>,
+    /// Valid cookies that came back to a full accept queue; part of `accept_queue_full_on_ack`.
+    pub cookies_overflowed: Option<u64>,
+    pub drops: Drops,
+    /// Resets of clients that `tcp_abort_on_overflow` tells the truth.
+    pub resets_on_overflow: Option<u64>,
+    /// Half-open requests whose SYN-ACKs were never answered.
+    pub requests_expired: Option<u64>,
+    /// Half-open requests that the client itself reset.
+    pub requests_reset: Option<u64>,
+    /// Bare ACKs that `TCP_DEFER_ACCEPT` held back; not a loss.
+    pub acks_deferred: Option<u64>,
+    /// Connections that Fast Open put into the accept queue with their SYN; part of `established`.
+    pub fastopen_established: Option<u64>,
+    /// SYNs that found too many such connections and took the long way; not a loss.
+    pub fastopen_queue_full: Option<u64>,
+    /// Connections and half-open requests that ended because the listener closed.
+    pub lost_on_close: Option<u64>,
+    /// Connections that moved to another listener of the group when this one closed.
+    pub migrated_out: Option<u64>,
+    /// Connections and requests that came from another listener of the group when that closed.
+    pub migrated_in: Option<u64>,
+}
+
+/// SYNs and final ACKs that the listener threw away, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drops {
+    pub accept_queue_full_on_syn: Option<u64>,
+    pub accept_queue_full_on_ack: Option<u64>,
+    pub syn_queue_full: Option<u64>,
+    pub syn_backlog_reserve: Option<u64>,
+    pub other: Option<u64>,
+}
+
+impl Drops {
+    /// All of them: ListenDrops.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        [
+            self.accept_queue_full_on_syn,
+            self.accept_queue_full_on_ack,
+            self.syn_queue_full,
+            self.syn_backlog_reserve,
+            self.other,
+        ]
+        .into_iter()
+        .sum()
+    }
+}
+
+/// How long something took, in nanoseconds. Percentiles are at most 6.25 % off, the maximum is
+/// exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    pub count: u64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
 }
 
 /// One listening socket over one interval. `None` is unknown, never zero.
@@ -101,6 +193,15 @@ pub struct Listener {
     pub syn: Queue,
     pub syn_young: Option<u32>,
     pub syn_rule: Option<SynRule>,
+    pub totals: Totals,
+    /// From the accept queue to `accept()`.
+    pub accept_wait: Option<Times>,
+    /// From the SYN-ACK to the final ACK.
+    pub handshake: Option<Times>,
+    /// How long ago the last `accept()` was.
+    pub last_accept_age: Option<Duration>,
+    /// How long the connection at the head of the accept queue has waited; `None` when none waits.
+    pub oldest_wait: Option<Duration>,
     /// It left LISTEN during this interval; this is its last record.
     pub closed: bool,
 }
@@ -111,6 +212,8 @@ pub struct Queue {
     pub limit: Option<u32>,
     /// Highest depth that an event of the interval saw.
     pub peak: Option<u32>,
+    /// How many fit.
+    pub capacity: Option<u32>,
 }
 
 impl Queue {
@@ -119,6 +222,14 @@ impl Queue {
     pub fn fill(&self) -> u64 {
         let high = u64::from(self.peak.max(self.depth).unwrap_or(0));
         high * 1000 / u64::from(self.limit.unwrap_or(0)).max(1)
+    }
+
+    /// Whether it was full at some moment of the interval.
+    #[must_use]
+    pub fn was_full(&self) -> bool {
+        let high = self.peak.max(self.depth);
+        let full = self.capacity.or(self.limit.map(|limit| limit.saturating_add(1)));
+        high.zip(full).is_some_and(|(high, full)| high >= full && high > 0)
     }
 }
 
@@ -160,7 +271,8 @@ mod tests {
         // The counts of half-open requests that stay are the kernel's: 9 at backlog 8, 97 at
         // tcp_max_syn_backlog 128 with cookies off. The limit is what they are compared with.
         let check = |backlog, cookies, max, limit, rule| {
-            assert_eq!(SynLimit::new(backlog, cookies, max), SynLimit { limit, rule });
+            let is = SynLimit::new(backlog, cookies, max, None);
+            assert_eq!((is.limit, is.rule), (limit, rule));
         };
         check(8, 1, 1024, 8, SynRule::Backlog);
         check(4096, 1, 16, 4096, SynRule::Backlog);
@@ -168,6 +280,20 @@ mod tests {
         check(4096, 0, 64, 48, SynRule::MaxSynBacklog);
         check(8, 0, 128, 8, SynRule::Backlog);
         check(8, 2, 128, 0, SynRule::Syncookies);
+    }
+
+    #[test]
+    fn what_fits_depends_on_what_the_kernel_was_seen_to_do() {
+        let check = |backlog, cookies, max, at, capacity| {
+            assert_eq!(SynLimit::new(backlog, cookies, max, at).capacity, capacity);
+        };
+        check(8, 1, 1024, None, None);
+        check(8, 1, 1024, Some(false), Some(9));
+        check(8, 1, 1024, Some(true), Some(8));
+        check(4096, 0, 128, None, Some(97));
+        // 96 and 97 fit: the rule that lets in fewer binds.
+        let tie = SynLimit::new(97, 0, 128, Some(true));
+        assert_eq!((tie.rule, tie.capacity), (SynRule::Backlog, Some(97)));
     }
 
     #[test]

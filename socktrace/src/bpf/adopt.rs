@@ -1,16 +1,19 @@
-//! Finds the sockets of listeners that are older than the trace.
+//! Finds the sockets of listeners that are older than the trace, and the connections that wait there.
 
 use aya::{
     Ebpf,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
-use socktrace_common::{FD_BATCH, TaskEntry, WALK_BATCH, control};
+use socktrace_common::{FD_BATCH, QUEUE_BATCH, TaskEntry, WALK_BATCH, control};
 
 use super::{object, shared::Shared};
 use crate::error::{Error, Result};
 
 /// No kernel has more processes than this (`PID_MAX_LIMIT`, include/linux/threads.h).
 const MOST_TASKS: usize = 4 << 20;
+
+/// Connections that a walk over one accept queue takes in at most.
+const LONGEST_QUEUE: u32 = 1 << 16;
 
 pub(super) fn run(ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<()> {
     let mut options = RawTracePointRunOptions::new();
@@ -66,6 +69,22 @@ pub(super) fn scan(ebpf: &mut Ebpf, answers: &Answers<'_>) -> Result<()> {
         while first < size {
             size = answers.ask(ebpf, "scan_fds", &[task, tgid.into(), first.into()])?;
             first += FD_BATCH;
+        }
+    }
+    Ok(())
+}
+
+/// Takes in the connections that wait in the accept queue of a slot's listener.
+pub(super) fn queue(ebpf: &mut Ebpf, answers: &Answers<'_>, slot: u32) -> Result<()> {
+    let mut request = 0;
+    // A queue that changes under the walk's feet could lead in a circle; none is longer than this.
+    for _ in 0..LONGEST_QUEUE / QUEUE_BATCH {
+        if answers.ask(ebpf, "adopt_queue", &[slot.into(), request])? < QUEUE_BATCH {
+            break;
+        }
+        request = answers.tasks.read(WALK_BATCH).task;
+        if request == 0 {
+            break;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Offsets of fields from BTF, the kernel's description of its own types
+//! Offsets of fields and values of enumerators from BTF, the kernel's description of its own types
 //! (Documentation/bpf/btf.rst).
 //!
 //! Only as much as is needed for that: types are walked over once, without a copy of any. Libraries
@@ -52,6 +52,8 @@ const MAGIC: u16 = 0xeb9f;
 const RECORD: usize = 12;
 /// Name, type, offset.
 const MEMBER: usize = 12;
+/// Name, value.
+const ENUMERATOR: usize = 8;
 /// Deeper nesting than any kernel's; what is deeper is damaged and may go round in circles.
 const DEEPEST: u32 = 32;
 
@@ -89,6 +91,22 @@ impl<'a> Btf<'a> {
             };
             if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
                 found[index].get_or_insert(id);
+            }
+        }
+        found
+    }
+
+    /// Values of the enumerators with these names, in their order.
+    pub(super) fn enumerators(&self, names: &[&str]) -> Vec<Option<u32>> {
+        let mut found = vec![None; names.len()];
+        for record in self.types.iter().filter(|record| kind(record) == kind::ENUM) {
+            for enumerator in record.get(RECORD..).unwrap_or(&[]).chunks_exact(ENUMERATOR) {
+                let Some(name) = u32_at(enumerator, 0).and_then(|name| self.string(name)) else {
+                    continue;
+                };
+                if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+                    found[index] = found[index].or(u32_at(enumerator, 4));
+                }
             }
         }
         found
@@ -222,6 +240,7 @@ mod tests {
                 for id in ids.into_iter().flatten() {
                     let _ = btf.place(id, "__sk_common.skc_family");
                 }
+                let _ = btf.enumerators(&["LINUX_MIB_LISTENDROPS"]);
             }
         }
     }

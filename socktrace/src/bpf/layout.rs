@@ -1,4 +1,4 @@
-//! Where the fields are in this kernel.
+//! Where the fields and the counters are in this kernel.
 
 use super::btf::{Btf, Place};
 use socktrace_common::layout::ABSENT;
@@ -20,6 +20,19 @@ macro_rules! fields {
     (@ bytes) => { false };
 }
 const FIELDS: &[Field] = socktrace_common::for_each_field!(fields);
+
+/// A counter that the programs read: `(global, enumerator, how far after the one before)`.
+type Counter = (&'static str, &'static str, u32);
+
+macro_rules! counters {
+    ($($name:ident $enumerator:literal $after:literal;)*) => {
+        &[$((stringify!($name), $enumerator, $after),)*]
+    };
+}
+const COUNTERS: &[Counter] = socktrace_common::for_each_counter!(counters);
+
+/// `unsigned long mibs[__LINUX_MIB_MAX]` (struct linux_mib)
+const COUNTER_SIZE: u32 = 8;
 
 /// Offsets by the name of their global.
 #[derive(Debug)]
@@ -53,8 +66,29 @@ impl Layout {
                 }
             }
         }
+        layout.offsets.extend(counters(&btf)?);
         Ok(layout)
     }
+}
+
+/// Where the kernel's counters are, and that those which are read at once lie side by side.
+fn counters(btf: &Btf<'_>) -> Result<Vec<(&'static str, u32)>> {
+    let names: Vec<&str> = COUNTERS.iter().map(|counter| counter.1).collect();
+    let mut offsets = Vec::new();
+    let mut before = 0;
+    for (&(global, name, after), value) in COUNTERS.iter().zip(btf.enumerators(&names)) {
+        let value = value.ok_or_else(|| {
+            kernel(format!("this kernel's BTF has no counter {name}, which socktrace reads"))
+        })?;
+        if after != 0 && value != before + after {
+            return Err(kernel(format!(
+                "this kernel's counter {name} does not stand beside its neighbour"
+            )));
+        }
+        before = value;
+        offsets.push((global, value * COUNTER_SIZE));
+    }
+    Ok(offsets)
 }
 
 /// Ids of structures, where a name may be asked for more than once.
@@ -117,6 +151,22 @@ mod tests {
                     Offset::BitOffsetAndSize(bit, _) => bit,
                 });
             assert_eq!(ours, theirs, "{type_name}.{path}");
+        }
+    }
+
+    /// The running kernel lists its counters by name in the order of their numbers, less the
+    /// first (`snmp4_net_list`, net/ipv4/proc.c).
+    #[test]
+    fn counters_are_where_procfs_lists_them() {
+        let bytes = std::fs::read(BTF_PATH).unwrap();
+        let layout = Layout::find(&bytes).unwrap();
+        let netstat = std::fs::read_to_string("/proc/net/netstat").unwrap();
+        let names: Vec<&str> = netstat.lines().next().unwrap().split(' ').skip(1).collect();
+        for &(global, enumerator, _) in COUNTERS {
+            let wanted = enumerator.strip_prefix("LINUX_MIB_").unwrap();
+            let listed = names.iter().position(|name| name.to_uppercase() == wanted);
+            let offset = layout.offsets.iter().find(|(name, _)| *name == global).unwrap().1;
+            assert_eq!(listed.map(|index| index + 1), Some(offset as usize / 8), "{enumerator}");
         }
     }
 

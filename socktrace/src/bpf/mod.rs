@@ -7,9 +7,10 @@ mod layout;
 mod log;
 mod object;
 mod shared;
+mod times;
 mod tracer;
 
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};
-pub use tracer::{Lost, Tracer, Tracked};
+pub use tracer::{Counts, Lost, Tracer, Tracked};

@@ -26,6 +26,9 @@ pub struct Options {
     pub cpus: u32,
 }
 
+/// Connections in accept queues that can be kept account of at once, on all listeners together.
+const MOST_WAITING: u32 = 1 << 16;
+
 /// The running kernel's type information, read once.
 #[derive(Debug)]
 pub struct KernelBtf {
@@ -74,6 +77,8 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
         .verifier_log_level(VerifierLogLevel::DEBUG)
         .map_max_entries("SLOTS", slots)
         .map_max_entries("READINGS", slots)
+        .map_max_entries("HISTOGRAMS", slots)
+        .map_max_entries("WAITING", MOST_WAITING)
         .map_max_entries("CELLS", slots * options.cpus)
         .map_max_entries("FREE", slots)
         // Twice as many: a preallocated hash may run out of elements on one CPU before it is full.

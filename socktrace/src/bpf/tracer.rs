@@ -11,8 +11,8 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    Cell, FILL_BATCH, GROUP_MAX, READ_DONE, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry,
-    WALK_BATCH, control, port_key, slot_state, stat,
+    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, Reading, SLOT_LINKED,
+    SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, port_key, slot_state, stat,
 };
 
 use super::{
@@ -21,8 +21,12 @@ use super::{
     log,
     object::{self, Attempt, KernelBtf, Options},
     shared::Shared,
+    times::times,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    model::Times,
+};
 
 /// One listener as the kernel side sees it at the end of an interval.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +37,14 @@ pub struct Tracked {
     /// Highest depths that events of the interval saw; `None` without an event.
     pub accept_peak: Option<u32>,
     pub syn_peak: Option<u32>,
-    /// How often a hook looked at its queues, since its beginning.
-    pub events: u64,
+    /// By the indices of [`count`], since the slot's beginning.
+    pub counts: [u64; count::COUNT],
+    /// Bit by bit, which of `counts` the hooks can tell for this listener.
+    pub known: u64,
+    pub accept_wait: Option<Times>,
+    pub handshake: Option<Times>,
+    /// `bpf_ktime_get_ns` of the last `accept()`, 0 for none.
+    pub accepted_ns: u64,
     /// Whether the hooks can see this listener's events.
     pub watched: bool,
 }
@@ -43,6 +53,27 @@ impl Tracked {
     #[must_use]
     pub fn closed(&self) -> bool {
         self.slot.state == slot_state::CLOSED
+    }
+
+    /// How often a hook looked at it.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.counts[count::EVENTS]
+    }
+
+    /// One of the counts, when it is known.
+    #[must_use]
+    pub fn count(&self, index: usize) -> Option<u64> {
+        (self.known >> index & 1 == 1).then(|| self.counts[index])
+    }
+}
+
+/// What was attributed to the listeners of one network namespace.
+pub type Counts = [u64; count::COUNT];
+
+fn add(sum: &mut Counts, counts: &Counts) {
+    for (sum, count) in sum.iter_mut().zip(counts) {
+        *sum = sum.wrapping_add(*count);
     }
 }
 
@@ -53,6 +84,8 @@ pub struct Lost {
     pub no_slot: u64,
     pub read_failed: u64,
     pub group_cut: u64,
+    /// Connections in accept queues that there was no room to note.
+    pub no_room: u64,
     /// Runs of a program that the kernel skipped because the program ran already on that CPU.
     pub recursion: u64,
 }
@@ -60,8 +93,30 @@ pub struct Lost {
 impl Lost {
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.no_slot + self.read_failed + self.group_cut + self.recursion
+        self.no_slot + self.read_failed + self.group_cut + self.no_room + self.recursion
     }
+}
+
+/// A histogram without samples.
+const EMPTY: Histograms = Histograms { accept_wait: [0; BUCKETS], handshake: [0; BUCKETS] };
+
+/// Which counts the hooks of a backend can tell.
+fn known(backend: Backend, attempt: &Attempt) -> u64 {
+    let mut known = match backend {
+        Backend::Fentry | Backend::Kprobe => (1 << count::COUNT) - 1,
+        Backend::Tracepoint => 0,
+    };
+    let attached = |name: &str| attempt.attached.iter().any(|program| program.ends_with(name));
+    let mut without = |hook: &str, counts: &[usize]| {
+        for index in counts {
+            if !attached(hook) {
+                known &= !(1 << index);
+            }
+        }
+    };
+    without("_sock_graft", &[count::ACCEPTED, count::WAIT_NS]);
+    without("_retransmit_synack", &[count::SYNACK_RETRANSMITS]);
+    known
 }
 
 pub struct Tracer {
@@ -74,6 +129,7 @@ pub struct Tracer {
     slots: Shared<Slot>,
     cells: Shared<Cell>,
     readings: Shared<Reading>,
+    histograms: Shared<Histograms>,
     tasks: Shared<TaskEntry>,
     control: Shared<u32>,
     free: Stack<MapData, u32>,
@@ -84,8 +140,10 @@ pub struct Tracer {
     closed: Vec<u32>,
     /// Closed slots that were reported and become free at the next interval.
     reported: Vec<u32>,
-    events: u64,
-    events_of_closed: u64,
+    /// Bits of the counts that the attached hooks can tell.
+    known: u64,
+    /// What slots that are free again had counted, by namespace.
+    past: BTreeMap<u32, Counts>,
     log: Option<log::Logger>,
 }
 
@@ -99,6 +157,9 @@ impl Tracer {
             tracer.control.write(control::BY_PORT, u32::from(backend == Backend::Tracepoint));
             match object::attach(&mut tracer.ebpf, kernel, backend) {
                 Ok(attempt) => {
+                    tracer.known = known(backend, &attempt);
+                    let accepts = tracer.known >> count::ACCEPTED & 1;
+                    tracer.control.write(control::ACCEPTS, u32::from(accepts == 1));
                     tracer.attempt = attempt;
                     tracer.backend = Some(backend);
                     return Ok(tracer);
@@ -115,7 +176,7 @@ impl Tracer {
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
         let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
-        for name in ["fill_free", "snapshot", "walk_tasks", "scan_fds"] {
+        for name in ["fill_free", "snapshot", "walk_tasks", "scan_fds", "adopt_queue"] {
             object::load_on_request(&mut ebpf, name)?;
         }
         let slots = options.max_listeners;
@@ -130,6 +191,7 @@ impl Tracer {
             slots: Shared::new("SLOTS", map("SLOTS")?, slots)?,
             cells: Shared::new("CELLS", map("CELLS")?, slots * options.cpus)?,
             readings: Shared::new("READINGS", map("READINGS")?, slots)?,
+            histograms: Shared::new("HISTOGRAMS", map("HISTOGRAMS")?, slots)?,
             tasks: Shared::new("TASKS", map("TASKS")?, WALK_BATCH + 1)?,
             control: Shared::new("CONTROL", map("CONTROL")?, control::COUNT)?,
             free: map("FREE")?.try_into().map_err(damaged())?,
@@ -141,8 +203,8 @@ impl Tracer {
             cpus: options.cpus,
             closed: Vec::new(),
             reported: Vec::new(),
-            events: 0,
-            events_of_closed: 0,
+            known: 0,
+            past: BTreeMap::new(),
             log,
             ebpf,
         };
@@ -179,13 +241,47 @@ impl Tracer {
     /// Looks at queues so far, by events.
     #[must_use]
     pub fn events(&self) -> u64 {
-        self.events
+        self.attributed().values().map(|counts| counts[count::EVENTS]).sum()
+    }
+
+    /// Whether the attached hooks count what the kernel counts.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.known != 0
+    }
+
+    /// What was attributed so far to the listeners of each network namespace, those that have closed
+    /// too.
+    #[must_use]
+    pub fn attributed(&self) -> BTreeMap<u32, Counts> {
+        let mut sums = self.past.clone();
+        for index in 0..self.used() {
+            let slot = self.slots.read(index);
+            if slot.state != slot_state::FREE {
+                add(sums.entry(slot.netns).or_insert([0; count::COUNT]), &self.counts_of(index));
+            }
+        }
+        sums
+    }
+
+    /// Whether this kernel's SYN queue is full at its limit or only above, once it was seen.
+    #[must_use]
+    pub fn full_at_limit(&self) -> Option<bool> {
+        let (at, above) = (self.stat(stat::FULL_AT_LIMIT), self.stat(stat::QUEUED_AT_LIMIT));
+        // A race between two CPUs can look like the other answer, now and then.
+        (at != above).then_some(at > above)
     }
 
     /// Takes in the listeners that are older than the trace and belong to a process.
     pub fn adopt(&mut self) -> Result<()> {
         let answers = Answers { control: &self.control, tasks: &self.tasks };
-        adopt::scan(&mut self.ebpf, &answers)
+        adopt::scan(&mut self.ebpf, &answers)?;
+        if self.control.read(control::ACCEPTS) == 1 {
+            for index in 0..self.used() {
+                adopt::queue(&mut self.ebpf, &answers, index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it
@@ -205,16 +301,20 @@ impl Tracer {
         self.read(self.control.read(control::EPOCH))
     }
 
-    fn read(&mut self, epoch: u32) -> Result<Vec<Tracked>> {
-        let used = (0..self.slots.len())
+    /// All slots from this one on are free.
+    fn used(&self) -> u32 {
+        (0..self.slots.len())
             .rev()
             .find(|&index| self.slots.read(index).state != slot_state::FREE)
-            .map_or(0, |last| last + 1);
+            .map_or(0, |last| last + 1)
+    }
+
+    fn read(&mut self, epoch: u32) -> Result<Vec<Tracked>> {
+        let used = self.used();
         for first in (0..used).step_by(SNAPSHOT_BATCH as usize) {
             adopt::run(&mut self.ebpf, "snapshot", &[u64::from(first), u64::from(used)])?;
         }
         let mut tracked = Vec::new();
-        self.events = self.events_of_closed;
         self.closed.clear();
         for index in 0..used {
             let slot = self.slots.read(index);
@@ -225,10 +325,8 @@ impl Tracer {
                 self.closed.push(index);
             }
             let reading = self.readings.read(index);
-            let t = self.tracked(index, slot, reading, epoch);
-            self.events += t.events;
             if reading.flags & READ_DONE != 0 {
-                tracked.push(t);
+                tracked.push(self.tracked(index, slot, reading, epoch));
             }
         }
         Ok(tracked)
@@ -244,19 +342,50 @@ impl Tracer {
     }
 
     fn tracked(&self, index: u32, slot: Slot, reading: Reading, epoch: u32) -> Tracked {
-        let watched = self.sees(&slot);
-        let mut t =
-            Tracked { index, slot, reading, watched, accept_peak: None, syn_peak: None, events: 0 };
+        let mut t = Tracked {
+            index,
+            slot,
+            reading,
+            watched: self.sees(&slot),
+            accept_peak: None,
+            syn_peak: None,
+            counts: [0; count::COUNT],
+            known: self.known,
+            accept_wait: None,
+            handshake: None,
+            accepted_ns: 0,
+        };
+        let (mut wait_max, mut handshake_max) = (0, 0);
         let half = (epoch & 1) as usize;
         for cpu in 0..self.cpus {
             let cell = self.cells.read(index * self.cpus + cpu);
-            t.events += cell.events;
+            add(&mut t.counts, &cell.counts);
+            wait_max = wait_max.max(cell.wait_max_ns);
+            handshake_max = handshake_max.max(cell.handshake_max_ns);
+            t.accepted_ns = t.accepted_ns.max(cell.accepted_ns);
             if cell.epoch[half] == epoch {
                 t.accept_peak = t.accept_peak.max(Some(cell.accept_peak[half]));
                 t.syn_peak = t.syn_peak.max(Some(cell.syn_peak[half]));
             }
         }
+        let any = t.counts[count::ACCEPTED] + t.counts[count::HANDSHAKES] > 0;
+        let histograms = any.then(|| self.histograms.read(index));
+        let times = |buckets: fn(&Histograms) -> &[u64; BUCKETS], max| {
+            histograms.as_ref().map_or_else(Times::default, |all| times(buckets(all), max))
+        };
+        t.accept_wait = t.count(count::ACCEPTED).map(|_| times(|all| &all.accept_wait, wait_max));
+        t.handshake =
+            t.count(count::HANDSHAKES).map(|_| times(|all| &all.handshake, handshake_max));
         t
+    }
+
+    /// What all CPUs counted for a slot.
+    fn counts_of(&self, index: u32) -> Counts {
+        let mut sum = [0; count::COUNT];
+        for cpu in 0..self.cpus {
+            add(&mut sum, &self.cells.read(index * self.cpus + cpu).counts);
+        }
+        sum
     }
 
     /// Gives up a slot whose socket turned out to be gone: its end was missed.
@@ -275,10 +404,13 @@ impl Tracer {
     /// one.
     fn release(&mut self) -> Result<()> {
         for index in std::mem::take(&mut self.reported) {
+            let (netns, counts) = (self.slots.read(index).netns, self.counts_of(index));
+            add(self.past.entry(netns).or_insert([0; count::COUNT]), &counts);
             for cpu in 0..self.cpus {
-                let cell = index * self.cpus + cpu;
-                self.events_of_closed += self.cells.read(cell).events;
-                self.cells.write(cell, Cell::default());
+                self.cells.write(index * self.cpus + cpu, Cell::default());
+            }
+            if counts[count::ACCEPTED] + counts[count::HANDSHAKES] > 0 {
+                self.histograms.write(index, EMPTY);
             }
             self.readings.write(index, Reading::default());
             self.slots.write(index, Slot::default());
@@ -350,14 +482,17 @@ impl Tracer {
     /// What the kernel side could not do since the start.
     #[must_use]
     pub fn lost(&self) -> Lost {
-        let stat =
-            |index| self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum::<u64>());
         Lost {
-            no_slot: stat(stat::NO_SLOT),
-            read_failed: stat(stat::READ_FAILED),
-            group_cut: stat(stat::GROUP_CUT),
+            no_slot: self.stat(stat::NO_SLOT),
+            read_failed: self.stat(stat::READ_FAILED),
+            group_cut: self.stat(stat::GROUP_CUT),
+            no_room: self.stat(stat::NO_ROOM),
             recursion: self.recursion_misses(),
         }
+    }
+
+    fn stat(&self, index: u32) -> u64 {
+        self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
     }
 
     /// The kernel counts them per program since 5.12 (`bpf_prog_show_fdinfo`).

@@ -3,11 +3,13 @@
 mod diag;
 mod kernel;
 mod netns;
+mod netstat;
 mod owners;
 
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve};
+pub use netstat::{EXPLAINED, Netstat, read_netstat};
 pub use owners::{Owners, read_owners};
 
 use std::{collections::HashMap, path::Path};

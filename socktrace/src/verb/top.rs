@@ -19,8 +19,12 @@ use crate::{
     cli::TopArgs,
     engine::{Engine, Interval, Now},
     error::{Error, Result},
-    host::{self, Host},
-    view::{column::by_trouble, json::Summary},
+    host::{self, Host, NetnsPath},
+    ledger::{self, Look},
+    view::{
+        column::by_trouble,
+        json::{Reconciliation, Summary},
+    },
 };
 
 /// How long who holds which socket is believed: processes fork and pass sockets on.
@@ -102,6 +106,8 @@ struct Top {
     /// When the running interval began.
     since: Instant,
     lost: Lost,
+    /// What the kernel had counted, and what was attributed, when the trace began.
+    baseline: Look,
 }
 
 impl Top {
@@ -117,6 +123,7 @@ impl Top {
         let began = Instant::now();
         let host = Host::read(proc())?;
         let owners_cost = began.elapsed();
+        let baseline = look(&tracer, &host.netns);
         if !args.view.quiet {
             for missing in limits(&host) {
                 say!("socktrace: not shown: {missing}");
@@ -145,6 +152,7 @@ impl Top {
             started: Instant::now(),
             since: Instant::now(),
             lost: Lost::default(),
+            baseline,
         };
         top.remember(&interval);
         Ok(top)
@@ -165,6 +173,7 @@ impl Top {
                 }
             }
         }
+        self.engine.full_at_limit = self.tracer.full_at_limit();
         let interval = self.engine.interval(now(), &tracked, &self.host);
         for &index in &interval.gone {
             self.tracer.drop_slot(index)?;
@@ -253,6 +262,26 @@ impl Top {
         self.lost = lost;
     }
 
+    /// Compares what was attributed with the kernel's counters, and warns of what is left over.
+    fn reconcile(&self) -> Vec<Reconciliation> {
+        if !self.tracer.counts() {
+            return Vec::new();
+        }
+        let end = look(&self.tracer, &host::reachable(proc()));
+        let result = ledger::reconcile(&self.baseline, &end);
+        for rest in result.iter().filter(|one| one.unexplained.is_some_and(|rest| rest != 0)) {
+            log::warn!(
+                "{}: the kernel counted {} in namespace {}, of which {} were attributed to a listener{}",
+                rest.counter,
+                rest.kernel.unwrap_or(0),
+                rest.netns,
+                rest.socktrace,
+                hint(self.tracer.lost())
+            );
+        }
+        result
+    }
+
     fn finish(mut self) -> Result<()> {
         let summary = Summary::new(
             SystemTime::now(),
@@ -261,6 +290,7 @@ impl Top {
             self.started.elapsed(),
             self.tracer.events(),
             self.tracer.lost().total(),
+            self.reconcile(),
         );
         if self.printer.is_json() {
             self.printer.record(&summary)?;
@@ -276,6 +306,34 @@ impl Top {
             );
         }
         Ok(())
+    }
+}
+
+/// Reads both sides of the account, again if something happened meanwhile, but not for ever: on a
+/// machine that loses connections all the time it always does.
+fn look(tracer: &Tracer, namespaces: &[NetnsPath]) -> Look {
+    const TRIES: u32 = 3;
+    let mut before = host::read_netstat(namespaces);
+    let mut tries = 0;
+    loop {
+        let attributed = tracer.attributed();
+        let after = host::read_netstat(namespaces);
+        let look = Look { before, attributed, after };
+        tries += 1;
+        if look.is_exact() || tries == TRIES {
+            return look;
+        }
+        before = look.after;
+    }
+}
+
+/// Where a remainder may come from.
+fn hint(lost: Lost) -> &'static str {
+    if lost.total() > 0 {
+        "; events were lost (see above)"
+    } else {
+        "; SYNs to a broadcast or multicast address and SYN cookies made by an XDP program belong to \
+         no listener (docs/LIMITATIONS.md)"
     }
 }
 

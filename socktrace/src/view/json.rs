@@ -2,12 +2,12 @@
 
 use std::{
     io::{self, Write},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 
-use crate::model::{Family, Listener, Queue, SynRule, Transport};
+use crate::model::{Family, Listener, Queue, SynRule, Times, Totals, Transport};
 
 const SCHEMA: u32 = 1;
 
@@ -32,9 +32,11 @@ pub struct ListenerRecord<'a> {
     accept_queue: QueueRecord,
     syn_queue: SynQueue,
     totals: Totals,
-    accept_wait: Option<()>,
-    handshake: Option<()>,
+    accept_wait: Option<TimesRecord>,
+    handshake: Option<TimesRecord>,
     last_accept_age_ms: Option<u64>,
+    /// `null` when no connection waits.
+    oldest_wait_ms: Option<u64>,
     closed: bool,
 }
 
@@ -78,6 +80,7 @@ struct QueueRecord {
     depth: Option<u32>,
     limit: Option<u32>,
     peak: Option<u32>,
+    capacity: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -87,42 +90,46 @@ struct SynQueue {
     limit: Option<u32>,
     limit_rule: Option<&'static str>,
     peak: Option<u32>,
+    capacity: Option<u32>,
 }
 
-/// Not counted yet, so unknown.
-#[derive(Serialize, Default)]
-struct Totals {
-    syns: Option<u64>,
-    established: Option<u64>,
-    accepted: Option<u64>,
-    synack_retransmits: Option<u64>,
-    cookies_sent: Option<u64>,
-    cookies_accepted: Option<u64>,
-    cookies_failed: Option<u64>,
-    drops: Drops,
-    resets_on_overflow: Option<u64>,
-    requests_expired: Option<u64>,
-    lost_on_close: Option<u64>,
+/// Microseconds, as `product.md` has them, cut off.
+#[derive(Serialize)]
+struct TimesRecord {
+    count: u64,
+    p50_us: u64,
+    p90_us: u64,
+    p99_us: u64,
+    max_us: u64,
 }
 
-#[derive(Serialize, Default)]
-struct Drops {
-    accept_queue_full_on_syn: Option<u64>,
-    accept_queue_full_on_ack: Option<u64>,
-    syn_queue_full: Option<u64>,
-    syn_backlog_reserve: Option<u64>,
-    other: Option<u64>,
+impl From<Times> for TimesRecord {
+    fn from(times: Times) -> Self {
+        let Times { count, p50_ns, p90_ns, p99_ns, max_ns } = times;
+        let us = |ns| ns / 1000;
+        Self {
+            count,
+            p50_us: us(p50_ns),
+            p90_us: us(p90_ns),
+            p99_us: us(p99_ns),
+            max_us: us(max_ns),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<Queue> for QueueRecord {
-    fn from(Queue { depth, limit, peak }: Queue) -> Self {
-        Self { depth, limit, peak }
+    fn from(Queue { depth, limit, peak, capacity }: Queue) -> Self {
+        Self { depth, limit, peak, capacity }
     }
 }
 
 impl<'a> From<&'a Listener> for ListenerRecord<'a> {
     fn from(l: &'a Listener) -> Self {
-        let Queue { depth, limit, peak } = l.syn;
+        let Queue { depth, limit, peak, capacity } = l.syn;
         Self {
             r#type: "listener",
             schema: SCHEMA,
@@ -175,11 +182,13 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                     SynRule::Syncookies => "syncookies",
                 }),
                 peak,
+                capacity,
             },
-            totals: Totals::default(),
-            accept_wait: None,
-            handshake: None,
-            last_accept_age_ms: None,
+            totals: l.totals,
+            accept_wait: l.accept_wait.map(TimesRecord::from),
+            handshake: l.handshake.map(TimesRecord::from),
+            last_accept_age_ms: l.last_accept_age.map(milliseconds),
+            oldest_wait_ms: l.oldest_wait.map(milliseconds),
             closed: l.closed,
         }
     }
@@ -196,8 +205,18 @@ pub struct Summary {
     pub duration_ms: u64,
     pub events: u64,
     pub lost_events: u64,
-    /// Empty until the trace explains the kernel's counters.
-    pub reconciliation: [(); 0],
+    pub reconciliation: Vec<Reconciliation>,
+}
+
+/// One of the kernel's counters and what the trace made of it. What the kernel counted is `null` when
+/// its namespace was gone at the end of the run.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct Reconciliation {
+    pub netns: u32,
+    pub counter: &'static str,
+    pub kernel: Option<u64>,
+    pub socktrace: u64,
+    pub unexplained: Option<i64>,
 }
 
 impl Summary {
@@ -209,6 +228,7 @@ impl Summary {
         duration: std::time::Duration,
         events: u64,
         lost_events: u64,
+        reconciliation: Vec<Reconciliation>,
     ) -> Self {
         Self {
             r#type: "summary",
@@ -219,7 +239,7 @@ impl Summary {
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             events,
             lost_events,
-            reconciliation: [],
+            reconciliation,
         }
     }
 }
@@ -284,20 +304,22 @@ mod tests {
                     "cgroup": "/system.slice/nginx.service", "container": unknown
                 },
                 "backlog": {"requested": 1024, "somaxconn": 128, "effective": 128, "clamped": true},
-                "accept_queue": {"depth": 3, "limit": 128, "peak": 129},
+                "accept_queue": {"depth": 3, "limit": 128, "peak": 129, "capacity": 129},
                 "syn_queue": {"depth": 0, "young": 0, "limit": 128, "limit_rule": "backlog",
-                              "peak": 9},
+                              "peak": 9, "capacity": 129},
                 "totals": {
-                    "syns": unknown, "established": unknown, "accepted": unknown,
-                    "synack_retransmits": unknown, "cookies_sent": unknown,
-                    "cookies_accepted": unknown, "cookies_failed": unknown,
-                    "drops": {"accept_queue_full_on_syn": unknown,
-                              "accept_queue_full_on_ack": unknown, "syn_queue_full": unknown,
-                              "syn_backlog_reserve": unknown, "other": unknown},
-                    "resets_on_overflow": unknown, "requests_expired": unknown,
-                    "lost_on_close": unknown
+                    "syns": 500, "requests_queued": 371, "established": 371, "accepted": 368,
+                    "synack_retransmits": 0, "cookies_sent": 0, "cookies_accepted": 0,
+                    "cookies_failed": 0, "cookies_overflowed": 0,
+                    "drops": {"accept_queue_full_on_syn": 129, "accept_queue_full_on_ack": 0,
+                              "syn_queue_full": 0, "syn_backlog_reserve": 0, "other": 0},
+                    "resets_on_overflow": 0, "requests_expired": 0, "requests_reset": 0,
+                    "acks_deferred": 0, "fastopen_established": 0, "fastopen_queue_full": 0,
+                    "lost_on_close": 0, "migrated_out": 0, "migrated_in": unknown
                 },
-                "accept_wait": unknown, "handshake": unknown, "last_accept_age_ms": unknown,
+                "accept_wait": {"count": 368, "p50_us": 41, "p90_us": 180, "p99_us": 2200,
+                                "max_us": 5100},
+                "handshake": unknown, "last_accept_age_ms": 12, "oldest_wait_ms": unknown,
                 "closed": false
             })
         );

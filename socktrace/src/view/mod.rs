@@ -27,7 +27,9 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// A listener for tests.
 #[cfg(test)]
 pub(crate) fn sample() -> crate::model::Listener {
-    use crate::model::{Family, Id, Listener, Owner, Queue, SynRule, Transport};
+    use crate::model::{
+        Drops, Family, Id, Listener, Owner, Queue, SynRule, Times, Totals, Transport,
+    };
     use std::time::{Duration, SystemTime};
 
     Listener {
@@ -50,10 +52,47 @@ pub(crate) fn sample() -> crate::model::Listener {
         netns: 4_026_531_840,
         requested: Some(1024),
         somaxconn: Some(128),
-        accept: Queue { depth: Some(3), limit: Some(128), peak: Some(129) },
-        syn: Queue { depth: Some(0), limit: Some(128), peak: Some(9) },
+        accept: Queue { depth: Some(3), limit: Some(128), peak: Some(129), capacity: Some(129) },
+        syn: Queue { depth: Some(0), limit: Some(128), peak: Some(9), capacity: Some(129) },
         syn_young: Some(0),
         syn_rule: Some(SynRule::Backlog),
+        totals: Totals {
+            syns: Some(500),
+            requests_queued: Some(371),
+            established: Some(371),
+            accepted: Some(368),
+            synack_retransmits: Some(0),
+            cookies_sent: Some(0),
+            cookies_accepted: Some(0),
+            cookies_failed: Some(0),
+            cookies_overflowed: Some(0),
+            drops: Drops {
+                accept_queue_full_on_syn: Some(129),
+                accept_queue_full_on_ack: Some(0),
+                syn_queue_full: Some(0),
+                syn_backlog_reserve: Some(0),
+                other: Some(0),
+            },
+            resets_on_overflow: Some(0),
+            requests_expired: Some(0),
+            requests_reset: Some(0),
+            acks_deferred: Some(0),
+            fastopen_established: Some(0),
+            fastopen_queue_full: Some(0),
+            lost_on_close: Some(0),
+            migrated_out: Some(0),
+            migrated_in: None,
+        },
+        accept_wait: Some(Times {
+            count: 368,
+            p50_ns: 41_200,
+            p90_ns: 180_999,
+            p99_ns: 2_200_000,
+            max_ns: 5_100_000,
+        }),
+        handshake: None,
+        last_accept_age: Some(Duration::from_millis(12)),
+        oldest_wait: None,
         closed: false,
     }
 }

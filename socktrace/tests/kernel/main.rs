@@ -5,6 +5,7 @@
 //! `getsockopt`, from `ss`. What a kernel cannot do is asserted to be refused, never skipped.
 #![cfg(target_os = "linux")]
 
+mod exact;
 mod lab;
 mod listeners;
 mod manners;

@@ -11,7 +11,27 @@ use crate::lab::ip;
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
+pub(crate) const ACK: u8 = 0x10;
 const SYN_ACK: u8 = 0x12;
+
+/// A segment that the server sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reply {
+    /// The client's port.
+    pub(crate) port: u16,
+    pub(crate) flags: u8,
+    pub(crate) sequence: u32,
+}
+
+impl Reply {
+    pub(crate) fn is_syn_ack(&self) -> bool {
+        self.flags == SYN_ACK
+    }
+
+    pub(crate) fn is_reset(&self) -> bool {
+        self.flags & RST != 0
+    }
+}
 
 /// The server's and the client's side of the wire.
 pub(crate) const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
@@ -55,23 +75,35 @@ impl Wire {
         Self { tun }
     }
 
-    /// Sends one segment from a client's port.
+    /// Sends one segment without data from a client's port, which acknowledges nothing.
     pub(crate) fn send(&mut self, from: u16, to: SocketAddr, flags: u8, sequence: u32) {
-        let tcp = |pseudo: &[u8]| segment(pseudo, from, to.port(), flags, sequence);
+        self.send_with(from, to, flags, sequence, 0, b"");
+    }
+
+    /// Sends one segment from a client's port.
+    pub(crate) fn send_with(
+        &mut self,
+        from: u16,
+        to: SocketAddr,
+        flags: u8,
+        sequence: u32,
+        acknowledged: u32,
+        data: &[u8],
+    ) {
+        let length = u8::try_from(20 + data.len()).expect("a short segment");
+        let tcp = |pseudo: &[u8]| {
+            segment(pseudo, (from, to.port()), flags, (sequence, acknowledged), data)
+        };
         let packet = match to.ip() {
             IpAddr::V4(server) => {
-                let pseudo = [&CLIENT4.octets()[..], &server.octets(), &[0, 6, 0, 20]].concat();
-                let mut header = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
-                header.extend(CLIENT4.octets());
-                header.extend(server.octets());
-                let sum = checksum(&header).to_be_bytes();
-                header[10..12].copy_from_slice(&sum);
-                [header, tcp(&pseudo)].concat()
+                let pseudo = [&CLIENT4.octets()[..], &server.octets(), &[0, 6, 0, length]].concat();
+                [ipv4(server, 6, 20 + length), tcp(&pseudo)].concat()
             }
             IpAddr::V6(server) => {
                 let pseudo =
-                    [&CLIENT6.octets()[..], &server.octets(), &[0, 0, 0, 20, 0, 0, 0, 6]].concat();
-                let mut header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+                    [&CLIENT6.octets()[..], &server.octets(), &[0, 0, 0, length, 0, 0, 0, 6]]
+                        .concat();
+                let mut header = vec![0x60, 0, 0, 0, 0, length, 6, 64];
                 header.extend(CLIENT6.octets());
                 header.extend(server.octets());
                 [header, tcp(&pseudo)].concat()
@@ -80,18 +112,73 @@ impl Wire {
         self.tun.write_all(&packet).expect("a packet into the TUN device");
     }
 
-    /// Reads what the server sent until nothing comes for a while; returns how many SYN-ACKs.
-    pub(crate) fn syn_acks(&mut self) -> usize {
+    /// Sends SYNs from `count` ports and returns the SYN-ACKs.
+    pub(crate) fn syns(&mut self, first: u16, count: u16, to: SocketAddr) -> Vec<Reply> {
+        for port in first..first + count {
+            self.send(port, to, SYN, 1000);
+        }
+        self.replies().into_iter().filter(Reply::is_syn_ack).collect()
+    }
+
+    /// Finishes the handshakes that these SYN-ACKs began.
+    pub(crate) fn acks(&mut self, to: SocketAddr, syn_acks: &[Reply]) {
+        for reply in syn_acks {
+            self.send_with(reply.port, to, ACK, 1001, reply.sequence.wrapping_add(1), b"");
+        }
+    }
+
+    /// Tells the server that a SYN-ACK found nobody: host unreachable.
+    pub(crate) fn unreachable(&mut self, from: SocketAddr, reply: &Reply) {
+        let IpAddr::V4(server) = from.ip() else { panic!("IPv4 only") };
+        // The packet it is about: its header and the first eight bytes behind.
+        let mut about = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        about.extend(server.octets());
+        about.extend(CLIENT4.octets());
+        about.extend(from.port().to_be_bytes());
+        about.extend(reply.port.to_be_bytes());
+        about.extend(reply.sequence.to_be_bytes());
+        let mut icmp = vec![3, 1, 0, 0, 0, 0, 0, 0];
+        icmp.extend(about);
+        let sum = checksum(&icmp).to_be_bytes();
+        icmp[2..4].copy_from_slice(&sum);
+        let length = u8::try_from(20 + icmp.len()).expect("a short packet");
+        let packet = [ipv4(server, 1, length), icmp].concat();
+        self.tun.write_all(&packet).expect("a packet into the TUN device");
+    }
+
+    /// A handshake from a port, from beginning to end; the SYN must be answered.
+    pub(crate) fn handshake(&mut self, port: u16, to: SocketAddr) {
+        self.send(port, to, SYN, 1000);
+        let replies = self.read(|replies| replies.iter().any(Reply::is_syn_ack));
+        let syn_ack = replies.into_iter().find(Reply::is_syn_ack).expect("a SYN-ACK");
+        self.acks(to, &[syn_ack]);
+    }
+
+    /// Reads what the server sent until nothing comes for a while.
+    pub(crate) fn replies(&mut self) -> Vec<Reply> {
+        self.read(|_| false)
+    }
+
+    fn read(&mut self, enough: impl Fn(&[Reply]) -> bool) -> Vec<Reply> {
         let mut packet = [0; 2048];
-        let mut count = 0;
+        let mut replies = Vec::new();
         let mut quiet = 0;
-        while quiet < 10 {
+        while quiet < 10 && !enough(&replies) {
             match self.tun.read(&mut packet) {
                 Ok(size) => {
                     quiet = 0;
                     let tcp = if packet[0] >> 4 == 4 { 20 } else { 40 };
                     let is_tcp = if tcp == 20 { packet[9] == 6 } else { packet[6] == 6 };
-                    count += usize::from(size >= tcp + 14 && is_tcp && packet[tcp + 13] == SYN_ACK);
+                    if is_tcp && size >= tcp + 20 {
+                        let word = |at: usize| [packet[at], packet[at + 1]];
+                        let [a, b] = word(tcp + 4);
+                        let [c, d] = word(tcp + 6);
+                        replies.push(Reply {
+                            port: u16::from_be_bytes(word(tcp + 2)),
+                            flags: packet[tcp + 13],
+                            sequence: u32::from_be_bytes([a, b, c, d]),
+                        });
+                    }
                 }
                 Err(_) => {
                     quiet += 1;
@@ -99,16 +186,39 @@ impl Wire {
                 }
             }
         }
-        count
+        replies
+    }
+
+    /// How many SYN-ACKs the server sent.
+    pub(crate) fn syn_acks(&mut self) -> usize {
+        self.replies().iter().filter(|reply| reply.is_syn_ack()).count()
     }
 }
 
-fn segment(pseudo: &[u8], from: u16, to: u16, flags: u8, sequence: u32) -> Vec<u8> {
-    let mut tcp = Vec::with_capacity(20);
+/// The header of a packet from the client.
+fn ipv4(server: Ipv4Addr, protocol: u8, length: u8) -> Vec<u8> {
+    let mut header = vec![0x45, 0, 0, length, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+    header.extend(CLIENT4.octets());
+    header.extend(server.octets());
+    let sum = checksum(&header).to_be_bytes();
+    header[10..12].copy_from_slice(&sum);
+    header
+}
+
+fn segment(
+    pseudo: &[u8],
+    (from, to): (u16, u16),
+    flags: u8,
+    (sequence, acknowledged): (u32, u32),
+    data: &[u8],
+) -> Vec<u8> {
+    let mut tcp = Vec::with_capacity(20 + data.len());
     tcp.extend(from.to_be_bytes());
     tcp.extend(to.to_be_bytes());
     tcp.extend(sequence.to_be_bytes());
-    tcp.extend([0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(acknowledged.to_be_bytes());
+    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(data);
     let sum = checksum(&[pseudo, &tcp].concat()).to_be_bytes();
     tcp[16..18].copy_from_slice(&sum);
     tcp

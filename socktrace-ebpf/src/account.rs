@@ -1,0 +1,621 @@
+//! What the kernel did to a listener's connections, counted as the kernel counts.
+//!
+//! `tcp_conn_request`, `tcp_check_req`, `cookie_v4_check`, `cookie_v6_check` and `tcp_req_err` run
+//! with bottom halves off, so between their entry and their exit nothing else moves this CPU's copy of
+//! the network namespace's counters: what moved is this listener's. [`enter`] and [`leave`] stand
+//! around them; what happens in between (a connection is put into the accept queue) finds in
+//! [`Context`] where it is.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::{map, raw_tracepoint},
+    maps::PerCpuArray,
+    programs::RawTracePointContext,
+};
+use socktrace_common::{
+    BUCKETS, Cell, IPPROTO_MPTCP, QUEUE_BATCH, Waiting, bucket, count, slot_state, stat,
+};
+
+use crate::{
+    layout as at, listener, maps,
+    mem::{Mem, Probe, present},
+};
+
+/// What this CPU is doing, by the kernel function it is in.
+pub(crate) mod doing {
+    pub(crate) const NOTHING: u32 = 0;
+    /// `tcp_conn_request`
+    pub(crate) const SYN: u32 = 1;
+    /// `tcp_check_req`
+    pub(crate) const ACK: u32 = 2;
+    /// `cookie_v4_check`, `cookie_v6_check`
+    pub(crate) const COOKIE: u32 = 3;
+    /// `tcp_req_err`
+    pub(crate) const ICMP: u32 = 4;
+    /// `reqsk_timer_handler`
+    pub(crate) const TIMER: u32 = 5;
+}
+
+/// The kernel's counters that concern listeners: this CPU's, of one network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Mib {
+    /// ListenOverflows, ListenDrops
+    listen: [u64; 2],
+    /// TCPReqQFullDoCookies, TCPReqQFullDrop
+    full: [u64; 2],
+    /// SyncookiesSent, SyncookiesRecv, SyncookiesFailed, EmbryonicRsts
+    cookies: [u64; 4],
+    /// TCPDeferAcceptDrop; only where the listener defers.
+    deferred: u64,
+    /// TCPFastOpenListenOverflow; only where the listener takes Fast Open.
+    fastopen_full: u64,
+}
+
+/// Where this CPU is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Context {
+    /// What to add to a per-CPU pointer of the kernel's; 0 until it was found out.
+    percpu: u64,
+    sk: u64,
+    request: u64,
+    doing: u32,
+    slot: u32,
+    /// The SYN queue's depth before.
+    syn_depth: u32,
+    /// Set of `HAS_*` bits.
+    has: u32,
+    before: Mib,
+}
+
+const HAS_DEFER: u32 = 1;
+const HAS_FASTOPEN: u32 = 2;
+/// Fast Open put a connection into the accept queue.
+const HAS_OPENED_FAST: u32 = 4;
+/// The segment for a half-open request is its SYN again.
+const HAS_SYN: u32 = 8;
+
+#[map]
+static CONTEXT: PerCpuArray<Context> = PerCpuArray::with_max_entries(1, 0);
+
+/// Other CPUs may change a queue's depth by this much between the kernel's look and ours.
+const MEANWHILE: u32 = 64;
+
+#[inline(always)]
+fn context() -> Option<&'static mut Context> {
+    // SAFETY: the element belongs to this CPU, and whoever uses it runs with bottom halves off.
+    CONTEXT.get_ptr_mut(0).map(|context| unsafe { &mut *context })
+}
+
+/// What this CPU is doing.
+#[inline(always)]
+pub(crate) fn now_doing() -> u32 {
+    context().map_or(doing::NOTHING, |context| context.doing)
+}
+
+/// The distance between a per-CPU pointer and this CPU's copy: an element of a per-CPU array is at
+/// `array->pptrs[index]` plus that (`percpu_array_map_lookup_elem`).
+#[inline(always)]
+fn percpu_offset(context: &mut Context) -> Option<u64> {
+    if context.percpu == 0 {
+        // The verifier lets pointers become numbers on the way through memory.
+        let pointers: [*const u8; 2] = [(&raw const CONTEXT).cast(), (&raw const *context).cast()];
+        // SAFETY: the helper survives any address.
+        unsafe {
+            let [map, element] =
+                bpf_probe_read_kernel((&raw const pointers).cast::<[u64; 2]>()).ok()?;
+            let copies: u64 = Probe::read(map as *const u8, at::BPF_ARRAY_PPTRS.load())?;
+            context.percpu = element.wrapping_sub(copies);
+        }
+    }
+    Some(context.percpu)
+}
+
+/// Reads the counters that a function may move.
+#[inline(always)]
+fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
+    let mib = mib as *const u8;
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        to.listen = Probe::read(mib, at::MIB_OVERFLOWS.load())?;
+        if doing == doing::SYN {
+            to.full = Probe::read(mib, at::MIB_DO_COOKIES.load())?;
+        }
+        if doing != doing::ICMP {
+            to.cookies = Probe::read(mib, at::MIB_COOKIES_SENT.load())?;
+        }
+        if doing == doing::ACK && has & HAS_DEFER != 0 {
+            to.deferred = Probe::read(mib, at::MIB_DEFERRED.load())?;
+        }
+        if doing == doing::SYN && has & HAS_FASTOPEN != 0 {
+            to.fastopen_full = Probe::read(mib, at::MIB_FASTOPEN_FULL.load())?;
+        }
+    }
+    Some(())
+}
+
+/// A function began to work for the listener `sk`.
+///
+/// # Safety
+/// `sk` must be a `struct sock` pointer that `M` may read.
+#[inline(always)]
+pub(crate) unsafe fn enter<M: Mem>(doing: u32, sk: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe { enter_with::<M>(doing, sk, 0) };
+}
+
+/// `tcp_check_req` began to work on a segment.
+///
+/// # Safety
+/// As for [`enter`], and `skb` must be a `struct sk_buff` pointer that `M` may read.
+#[inline(always)]
+pub(crate) unsafe fn enter_ack<M: Mem>(sk: *const u8, skb: *const u8) {
+    const SYN_RST_ACK: u8 = 0x16;
+    const SYN: u8 = 0x02;
+    // SAFETY: the caller's promise. The low byte is the first one.
+    let flags: Option<u8> = unsafe { M::read(skb, at::SKB_CB.load() + at::TCP_CB_FLAGS.load()) };
+    let Some(flags) = flags else { return };
+    // SAFETY: the caller's promise.
+    unsafe {
+        enter_with::<M>(doing::ACK, sk, if flags & SYN_RST_ACK == SYN { HAS_SYN } else { 0 })
+    };
+}
+
+#[inline(always)]
+unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, has: u32) {
+    let Some(context) = context() else { return };
+    context.doing = doing::NOTHING;
+    // SAFETY: the caller's promise.
+    let Some(index) = (unsafe { listener::slot::<M>(sk) }) else {
+        return;
+    };
+    let Some(slot) = maps::SLOTS.get(index) else { return };
+    let mib = slot.mib;
+    if mib == 0 {
+        return;
+    }
+    context.has = has;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(tcp) = M::tcp_sock(sk) else { return };
+        if doing == doing::SYN {
+            let Some(depth) = M::read::<u32>(tcp, at::ICSK_QLEN.load()) else { return };
+            context.syn_depth = depth;
+            let Some(most) = M::read::<u32>(tcp, at::ICSK_FASTOPEN_MAX.load()) else { return };
+            if most != 0 {
+                context.has |= HAS_FASTOPEN;
+            }
+        }
+        if doing == doing::ACK {
+            let Some(seconds) = M::read::<u8>(tcp, at::ICSK_DEFER.load()) else { return };
+            if seconds != 0 {
+                context.has |= HAS_DEFER;
+            }
+        }
+    }
+    let Some(offset) = percpu_offset(context) else { return };
+    if read(mib.wrapping_add(offset), doing, context.has, &mut context.before).is_none() {
+        return;
+    }
+    context.slot = index;
+    context.sk = sk as u64;
+    context.doing = doing;
+}
+
+/// The listener of the function that ends, for probes that see no arguments then.
+#[inline(always)]
+pub(crate) fn leave_kept(doing: u32) {
+    if let Some(context) = context() {
+        let sk = context.sk as *const u8;
+        // SAFETY: `Probe` survives any address.
+        unsafe { leave::<Probe>(doing, sk) };
+    }
+}
+
+/// The function ends: what moved meanwhile is the listener's.
+///
+/// # Safety
+/// As for [`enter`].
+#[inline(always)]
+pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
+    let Some(context) = context() else { return };
+    if context.doing != doing {
+        return;
+    }
+    context.doing = doing::NOTHING;
+    let index = context.slot;
+    let Some(slot) = maps::SLOTS.get(index) else { return };
+    let mut after = Mib::default();
+    let mib = slot.mib.wrapping_add(context.percpu);
+    if read(mib, doing, context.has, &mut after).is_none() {
+        return;
+    }
+    let Some((cell, half)) = maps::cell(index) else { return };
+    match doing {
+        // SAFETY: the caller's promise.
+        doing::SYN => unsafe { syn::<M>(cell, context, &after, sk) },
+        doing::ACK => ack(cell, &context.before, &after, context.has),
+        doing::COOKIE => cookie(cell, &context.before, &after),
+        _ => cell.counts[count::OTHER] += after.listen[1].wrapping_sub(context.before.listen[1]),
+    }
+    // SAFETY: the caller's promise.
+    unsafe { listener::peaks::<M>(sk, cell, half) };
+}
+
+/// `tcp_conn_request` has handled a SYN.
+#[inline(always)]
+unsafe fn syn<M: Mem>(cell: &mut Cell, context: &Context, after: &Mib, sk: *const u8) {
+    let before = &context.before;
+    let counts = &mut cell.counts;
+    let overflows = after.listen[0].wrapping_sub(before.listen[0]);
+    let drops = after.listen[1].wrapping_sub(before.listen[1]);
+    let wanted = after.full[0].wrapping_sub(before.full[0]);
+    let full = after.full[1].wrapping_sub(before.full[1]);
+    let sent = after.cookies[0].wrapping_sub(before.cookies[0]);
+    counts[count::SYNS] += 1;
+    counts[count::FULL_ON_SYN] += overflows;
+    counts[count::SYN_FULL] += full;
+    counts[count::COOKIES_WANTED] += wanted;
+    counts[count::COOKIES_SENT] += sent;
+    if context.has & HAS_FASTOPEN != 0 {
+        counts[count::FASTOPEN_FULL] += after.fastopen_full.wrapping_sub(before.fastopen_full);
+    }
+    let rest = drops.wrapping_sub(overflows).wrapping_sub(full);
+    if rest != 0 {
+        // SAFETY: the caller's promise.
+        let reserve = unsafe { reserve_taken(sk) };
+        counts[if reserve { count::RESERVE } else { count::OTHER }] += rest;
+    }
+    let queued = drops | sent | wanted == 0 && context.has & HAS_OPENED_FAST == 0;
+    if queued {
+        counts[count::QUEUED] += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { observe_limit::<M>(sk, context.syn_depth, queued, full | wanted != 0) };
+}
+
+/// Whether `tcp_conn_request` keeps what is left of `tcp_max_syn_backlog` for peers it knows.
+#[inline(always)]
+unsafe fn reserve_taken(sk: *const u8) -> bool {
+    // SAFETY: `Probe` survives any address.
+    let taken = unsafe {
+        let read = || {
+            let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
+            if Probe::read::<u8>(net, at::NET_SYNCOOKIES.load())? != 0 {
+                return Some(false);
+            }
+            let most: u32 = Probe::read(net, at::NET_MAX_SYN_BACKLOG.load())?;
+            let depth: u32 = Probe::read(sk, at::ICSK_QLEN.load())?;
+            // Requests that ended on another CPU since the kernel looked do not hide the cause.
+            let depth = depth + if most / 16 < MEANWHILE { most / 16 } else { MEANWHILE };
+            Some(depth > most - (most >> 2))
+        };
+        read()
+    };
+    taken == Some(true)
+}
+
+/// Whether a SYN queue is full at its limit or above it differs between stable releases of the
+/// kernel: what is seen here tells. Only a depth that was the limit all the time is evidence.
+#[inline(always)]
+unsafe fn observe_limit<M: Mem>(sk: *const u8, before: u32, queued: bool, full: bool) {
+    // SAFETY: the caller's promise; `Probe` survives any address.
+    unsafe {
+        let Some(limit) = M::read::<u32>(sk, at::SK_MAX_ACK_BACKLOG.load()) else { return };
+        if before != limit || limit == 0 {
+            return;
+        }
+        let Some(depth) = Probe::read::<u32>(sk, at::ICSK_QLEN.load()) else { return };
+        if queued && depth == limit + 1 {
+            maps::count(stat::QUEUED_AT_LIMIT);
+        }
+        if full && depth == limit {
+            let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) else { return };
+            // With 2, cookies are sent whatever the depth is.
+            if Probe::read::<u8>(net, at::NET_SYNCOOKIES.load()) != Some(2) {
+                maps::count(stat::FULL_AT_LIMIT);
+            }
+        }
+    }
+}
+
+/// `tcp_check_req` has handled a segment for a half-open request.
+#[inline(always)]
+fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32) {
+    let counts = &mut cell.counts;
+    let overflows = after.listen[0].wrapping_sub(before.listen[0]);
+    let drops = after.listen[1].wrapping_sub(before.listen[1]);
+    let resets = after.cookies[3].wrapping_sub(before.cookies[3]);
+    counts[count::FULL_ON_ACK] += overflows;
+    counts[count::OTHER] += drops.wrapping_sub(overflows);
+    // Which the kernel answers without making another request of it.
+    if has & HAS_SYN != 0 {
+        counts[count::SYNS] += 1;
+    }
+    // With tcp_abort_on_overflow the server resets what it could not take.
+    counts[if drops == 0 { count::RESET } else { count::RESETS_ON_OVERFLOW }] += resets;
+    if has & HAS_DEFER != 0 {
+        counts[count::DEFERRED] += after.deferred.wrapping_sub(before.deferred);
+    }
+}
+
+/// `cookie_v4_check` or `cookie_v6_check` has handled a segment that no request was found for.
+#[inline(always)]
+fn cookie(cell: &mut Cell, before: &Mib, after: &Mib) {
+    let counts = &mut cell.counts;
+    let overflows = after.listen[0].wrapping_sub(before.listen[0]);
+    let drops = after.listen[1].wrapping_sub(before.listen[1]);
+    counts[count::COOKIES_ACCEPTED] += after.cookies[1].wrapping_sub(before.cookies[1]);
+    counts[count::COOKIES_FAILED] += after.cookies[2].wrapping_sub(before.cookies[2]);
+    counts[count::COOKIES_OVERFLOWED] += overflows;
+    counts[count::FULL_ON_ACK] += overflows;
+    counts[count::OTHER] += drops.wrapping_sub(overflows);
+}
+
+/// `inet_csk_complete_hashdance(sk, child, req, own_req)`: a handshake is complete, the connection
+/// is about to be put into the accept queue. Noted before it is there: another CPU may accept it at
+/// once.
+#[inline(always)]
+pub(crate) fn established(sk: *const u8, child: *const u8, request: *const u8) {
+    let Some(context) = context() else { return };
+    let known = context.doing == doing::ACK && context.sk == sk as u64;
+    let Some(index) = (if known { Some(context.slot) } else { maps::slot_of(sk) }) else {
+        return;
+    };
+    let Some((cell, _)) = maps::cell(index) else { return };
+    cell.counts[count::ESTABLISHED] += 1;
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_ktime_get_ns() };
+    waits(child, index, now);
+    // SAFETY: `Probe` survives any address.
+    let sent: Option<u64> = unsafe { Probe::read(request, at::REQ_SYNACK_TIME.load()) };
+    let Some(sent_us) = sent else { return };
+    if sent_us == 0 {
+        return;
+    }
+    let took = now.saturating_sub(sent_us.wrapping_mul(1000));
+    cell.counts[count::HANDSHAKES] += 1;
+    cell.counts[count::HANDSHAKE_NS] += took;
+    if took > cell.handshake_max_ns {
+        cell.handshake_max_ns = took;
+    }
+    if let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(index) {
+        // SAFETY: array elements live as long as the map.
+        unsafe { add(&raw mut (*histograms).handshake, took) };
+    }
+}
+
+/// `inet_csk_reqsk_queue_add(sk, req, child)`: the way of cookies and of Fast Open into the accept
+/// queue. Where the compiler left it a function of its own, [`established`] goes through it too.
+#[inline(always)]
+pub(crate) fn queue_add(child: *const u8) {
+    let Some(context) = context() else { return };
+    if context.doing != doing::COOKIE && context.doing != doing::SYN {
+        return;
+    }
+    let index = context.slot;
+    let Some((cell, _)) = maps::cell(index) else { return };
+    cell.counts[count::ESTABLISHED] += 1;
+    if context.doing == doing::SYN {
+        cell.counts[count::FASTOPEN] += 1;
+        context.has |= HAS_OPENED_FAST;
+    }
+    // SAFETY: a plain helper call.
+    waits(child, index, unsafe { bpf_ktime_get_ns() });
+}
+
+/// A connection enters the accept queue of a slot.
+#[inline(always)]
+fn waits(child: *const u8, slot: u32, since_ns: u64) {
+    if !maps::accepts_seen() {
+        return;
+    }
+    let waiting = Waiting { slot, _reserved: 0, since_ns };
+    if maps::WAITING.insert(child as u64, waiting, 0).is_err() {
+        maps::count(stat::NO_ROOM);
+    }
+}
+
+/// `security_sock_graft(sk, parent)`: `accept()` gives a connection its file.
+#[inline(always)]
+pub(crate) fn accepted(sk: *const u8) {
+    // What was queued for an MPTCP connection is its first subflow.
+    let mut child = sk;
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        if present(at::MPTCP_FIRST.load())
+            && Probe::read::<u16>(sk, at::SK_PROTOCOL.load()) == Some(IPPROTO_MPTCP)
+        {
+            let Some(first) = Probe::read(sk, at::MPTCP_FIRST.load()) else { return };
+            child = first;
+        }
+    }
+    // SAFETY: the value is copied at once.
+    let Some(Waiting { slot, since_ns, .. }) =
+        (unsafe { maps::WAITING.get(child as u64) }).copied()
+    else {
+        return;
+    };
+    let _ = maps::WAITING.remove(child as u64);
+    let Some((cell, _)) = maps::cell(slot) else { return };
+    // SAFETY: a plain helper call.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let waited = now.saturating_sub(since_ns);
+    cell.counts[count::ACCEPTED] += 1;
+    cell.counts[count::WAIT_NS] += waited;
+    cell.accepted_ns = now;
+    if waited > cell.wait_max_ns {
+        cell.wait_max_ns = waited;
+    }
+    if let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(slot) {
+        // SAFETY: array elements live as long as the map.
+        unsafe { add(&raw mut (*histograms).accept_wait, waited) };
+    }
+}
+
+/// Adds a sample. Every CPU does so in the same place, so it has to be atomic; Rust's own atomics need
+/// a compare-and-swap, which eBPF has since 5.12 only.
+#[inline(always)]
+unsafe fn add(histogram: *mut [u64; BUCKETS], ns: u64) {
+    const { assert!(BUCKETS.is_power_of_two()) };
+    #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "changed by the assembly"))]
+    let mut index = bucket(ns);
+    // SAFETY: within the array.
+    unsafe {
+        // The compiler knows that the index is small enough, older verifiers want to see it.
+        #[cfg(target_arch = "bpf")]
+        core::arch::asm!("{index} &= {last}", index = inout(reg) index, last = const BUCKETS - 1);
+        let samples = histogram.cast::<u64>().add(index);
+        #[cfg(target_arch = "bpf")]
+        core::arch::asm!(
+            "lock *(u64 *)({samples} + 0) += {one}",
+            samples = in(reg) samples,
+            one = in(reg) 1_u64,
+        );
+        #[cfg(not(target_arch = "bpf"))]
+        samples.write(samples.read() + 1);
+    }
+}
+
+/// `inet_child_forget(sk, req, child)`: a connection is reset because its listener closed.
+#[inline(always)]
+pub(crate) fn forgotten(child: *const u8) {
+    // SAFETY: the value is copied at once.
+    let Some(waiting) = (unsafe { maps::WAITING.get(child as u64) }).copied() else {
+        return;
+    };
+    let _ = maps::WAITING.remove(child as u64);
+    // What was in the queue when the listener closed was read there; this one came after.
+    let doing = now_doing();
+    if (doing == doing::ACK || doing == doing::COOKIE || doing == doing::SYN)
+        && let Some((cell, _)) = maps::cell(waiting.slot)
+    {
+        cell.counts[count::LATE] += 1;
+    }
+}
+
+/// `inet_reqsk_clone(req, sk)`: a request, with its connection if it has one already, moves to the
+/// listener `sk` of the same group.
+#[inline(always)]
+pub(crate) fn migrates(request: *const u8, sk: *const u8) {
+    let Some(to) = maps::slot_of(sk) else { return };
+    let Some((cell, _)) = maps::cell(to) else { return };
+    cell.counts[count::MIGRATED_IN] += 1;
+    // SAFETY: `Probe` survives any address.
+    let child: Option<u64> = unsafe { Probe::read(request, at::REQ_CHILD.load()) };
+    let Some(child) = child else { return };
+    if child == 0 {
+        return;
+    }
+    if let Some(waiting) = maps::WAITING.get_ptr_mut(child) {
+        // SAFETY: the element stays until this connection is accepted or forgotten.
+        let from = unsafe { core::mem::replace(&mut (*waiting).slot, to) };
+        if let Some((cell, _)) = maps::cell(from) {
+            cell.counts[count::MIGRATED_OUT] += 1;
+        }
+    }
+}
+
+/// `tcp_retransmit_synack(sk, req)`: a SYN-ACK was sent again.
+#[inline(always)]
+pub(crate) fn synack_again(request: *const u8) {
+    // SAFETY: `Probe` survives any address.
+    let listener: Option<*const u8> = unsafe { Probe::read(request, at::REQ_LISTENER.load()) };
+    if let Some(sk) = listener
+        && let Some(index) = maps::slot_of(sk)
+        && let Some((cell, _)) = maps::cell(index)
+    {
+        cell.counts[count::SYNACK_RETRANSMITS] += 1;
+    }
+}
+
+/// `reqsk_timer_handler(timer)` begins: a SYN-ACK was not answered in time.
+#[inline(always)]
+pub(crate) fn timer(timer: u64) {
+    let Some(context) = context() else { return };
+    context.doing = doing::NOTHING;
+    let request = timer.wrapping_sub(u64::from(at::REQ_TIMER.load())) as *const u8;
+    // SAFETY: `Probe` survives any address.
+    let listener: Option<*const u8> = unsafe { Probe::read(request, at::REQ_LISTENER.load()) };
+    let Some(sk) = listener else { return };
+    let Some(index) = maps::slot_of(sk) else { return };
+    if !is_queued(request) {
+        return;
+    }
+    context.request = request as u64;
+    context.slot = index;
+    context.doing = doing::TIMER;
+}
+
+/// The timer's work is done: a request that is not in the queue any more has expired.
+#[inline(always)]
+pub(crate) fn timer_done() {
+    let Some(context) = context() else { return };
+    if context.doing != doing::TIMER {
+        return;
+    }
+    context.doing = doing::NOTHING;
+    // The memory may be free already, but nobody on this CPU can have taken it yet.
+    if !is_queued(context.request as *const u8)
+        && let Some((cell, _)) = maps::cell(context.slot)
+    {
+        cell.counts[count::EXPIRED] += 1;
+    }
+}
+
+/// Whether a request is in the hash table: what is taken out has no back pointer
+/// (`hlist_nulls_del_init_rcu`).
+#[inline(always)]
+fn is_queued(request: *const u8) -> bool {
+    // SAFETY: `Probe` survives any address.
+    let back: Option<u64> = unsafe { Probe::read(request, at::REQ_PPREV.load()) };
+    back.is_some_and(|back| back != 0)
+}
+
+/// Takes in the connections that waited in the accept queue of slot `arg(0)` when the trace began:
+/// [`QUEUE_BATCH`] at most, from the request `arg(1)` on, 0 for the head. Answers how many, and in
+/// the last element of `TASKS` where to go on.
+#[raw_tracepoint]
+pub(crate) fn adopt_queue(ctx: RawTracePointContext) -> i32 {
+    maps::answer(0);
+    let index = ctx.arg::<u64>(0) as u32;
+    let Some(slot) = maps::SLOTS.get(index) else { return 0 };
+    if slot.state != slot_state::OPEN {
+        return 0;
+    }
+    let mut request = ctx.arg::<u64>(1) as *const u8;
+    // SAFETY: `Probe` survives any address; array elements live as long as the map.
+    unsafe {
+        if request.is_null() {
+            let sk = slot.sk as *const u8;
+            let Some(head) = Probe::read(sk, at::ICSK_ACCEPT_HEAD.load()) else { return 0 };
+            request = head;
+        }
+        for i in 0..QUEUE_BATCH {
+            if request.is_null() {
+                return 0;
+            }
+            let Some(child) = Probe::read::<u64>(request, at::REQ_CHILD.load()) else { return 0 };
+            let since_ns = waiting_since(child as *const u8).unwrap_or(0);
+            let waiting = Waiting { slot: index, _reserved: 0, since_ns };
+            // One that the programs noted themselves is there already.
+            let _ = maps::WAITING.insert(child, waiting, BPF_NOEXIST.into());
+            let Some(next) = Probe::read(request, at::REQ_NEXT.load()) else { return 0 };
+            request = next;
+            maps::answer(i + 1);
+        }
+    }
+    maps::go_on(request as u64);
+    0
+}
+
+/// When a connection was established, by CLOCK_MONOTONIC: until its program reads from it,
+/// `rcvq_space.time` is when the kernel made its buffers ready (`tcp_init_buffer_space`).
+#[inline(always)]
+pub(crate) unsafe fn waiting_since(child: *const u8) -> Option<u64> {
+    // SAFETY: `Probe` survives any address.
+    let us: u64 = unsafe { Probe::read(child, at::TCP_ESTABLISHED_TIME.load()) }?;
+    Some(us.wrapping_mul(1000))
+}
