@@ -65,6 +65,8 @@ macro_rules! for_each_field {
             FILE_INODE "file" "f_inode" required bytes;
             SKB_CB "sk_buff" "cb" required bytes;
             TCP_CB_FLAGS "tcp_skb_cb" "tcp_flags" required bytes;
+            TCP_CB_SEQ "tcp_skb_cb" "seq" required bytes;
+            SKB_NETWORK "sk_buff" "network_header" required bytes;
             SKB_HEAD "sk_buff" "head" required bytes;
             SKB_TRANSPORT "sk_buff" "transport_header" required bytes;
             SKB_PROTOCOL "sk_buff" "protocol" required bytes;

@@ -34,9 +34,19 @@ pub struct Slot {
     pub netns: u32,
     /// `net->mib.net_statistics`, a per-CPU pointer; 0 when it could not be read.
     pub mib: u64,
-    pub _reserved: u64,
+    /// Tracepoint backend: 1 when an event could have been another listener's. Only the kernel side
+    /// writes it.
+    pub ambiguous: u32,
+    /// `skc_rcv_saddr`, as it lies in memory.
+    pub address: u32,
+    /// `skc_v6_rcv_saddr`, likewise.
+    pub address6: [u64; 2],
+    pub family: u16,
+    /// 1 when it answers IPv6 only.
+    pub v6only: u16,
+    pub _reserved: [u32; 3],
 }
-const _: () = assert!(size_of::<Slot>() == 64);
+const _: () = assert!(size_of::<Slot>() == 96);
 
 /// Values of [`Slot::state`]. Not an enum: the value crosses the kernel boundary.
 pub mod slot_state {
@@ -51,8 +61,6 @@ pub const SLOT_HAS_REQUESTED: u32 = 1;
 pub const SLOT_LINKED: u32 = 2;
 /// The socket began to listen again (or another one at its address did) and no end was seen before.
 pub const SLOT_SUPERSEDED: u32 = 4;
-/// Tracepoint backend: an event was for one of several listeners of a port, which of them is unknown.
-pub const SLOT_AMBIGUOUS: u32 = 8;
 
 /// What one CPU saw of one listener: cache lines of its own, so that neither locks nor atomics are
 /// needed. Index: `slot * cpus + cpu`.
@@ -290,7 +298,9 @@ pub mod control {
     pub const ANSWER: u32 = 2;
     /// 1 when `accept()` can be seen, so that connections in the queue are kept account of.
     pub const ACCEPTS: u32 = 3;
-    pub const COUNT: u32 = 4;
+    /// 1 when the counters of all namespaces are known as they were (tracepoint backend).
+    pub const COUNTING: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.
@@ -311,11 +321,35 @@ pub mod stat {
     pub const COUNT: u32 = 6;
 }
 
+/// Key of the tracepoint backend's map of counters, a namespace's on a CPU.
+#[must_use]
+pub const fn counters_key(netns: u32, cpu: u32) -> u64 {
+    ((netns as u64) << 32) | cpu as u64
+}
+
 /// Key of the tracepoint backend's (netns, port) map.
 #[must_use]
 pub const fn port_key(netns: u32, port: u16) -> u64 {
     ((netns as u64) << 16) | port as u64
 }
+
+/// The kernel's counters that concern listeners, one CPU's copy of one network namespace's
+/// (`struct linux_mib`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mib {
+    /// ListenOverflows, ListenDrops
+    pub listen: [u64; 2],
+    /// TCPReqQFullDoCookies, TCPReqQFullDrop
+    pub full: [u64; 2],
+    /// SyncookiesSent, SyncookiesRecv, SyncookiesFailed, EmbryonicRsts
+    pub cookies: [u64; 4],
+    /// TCPDeferAcceptDrop; only where the listener defers.
+    pub deferred: u64,
+    /// TCPFastOpenListenOverflow; only where the listener takes Fast Open.
+    pub fastopen_full: u64,
+}
+const _: () = assert!(size_of::<Mib>() == 80);
 
 /// TCP states as the kernel numbers them (`include/net/tcp_states.h`).
 pub mod tcp_state {

@@ -8,13 +8,14 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel},
     macros::{map, raw_tracepoint},
     maps::PerCpuArray,
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    BUCKETS, Cell, IPPROTO_MPTCP, QUEUE_BATCH, Waiting, bucket, count, slot_state, stat,
+    BUCKETS, Cell, IPPROTO_MPTCP, Mib, QUEUE_BATCH, Waiting, bucket, count, counters_key,
+    slot_state, stat,
 };
 
 use crate::{
@@ -35,22 +36,6 @@ pub(crate) mod doing {
     pub(crate) const ICMP: u32 = 4;
     /// `reqsk_timer_handler`
     pub(crate) const TIMER: u32 = 5;
-}
-
-/// The kernel's counters that concern listeners: this CPU's, of one network namespace.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Mib {
-    /// ListenOverflows, ListenDrops
-    listen: [u64; 2],
-    /// TCPReqQFullDoCookies, TCPReqQFullDrop
-    full: [u64; 2],
-    /// SyncookiesSent, SyncookiesRecv, SyncookiesFailed, EmbryonicRsts
-    cookies: [u64; 4],
-    /// TCPDeferAcceptDrop; only where the listener defers.
-    deferred: u64,
-    /// TCPFastOpenListenOverflow; only where the listener takes Fast Open.
-    fastopen_full: u64,
 }
 
 /// Where this CPU is.
@@ -159,7 +144,7 @@ pub(crate) unsafe fn enter_ack<M: Mem>(sk: *const u8, skb: *const u8) {
     let Some(flags) = flags else { return };
     // SAFETY: the caller's promise.
     unsafe {
-        enter_with::<M>(doing::ACK, sk, if flags & SYN_RST_ACK == SYN { HAS_SYN } else { 0 })
+        enter_with::<M>(doing::ACK, sk, if flags & SYN_RST_ACK == SYN { HAS_SYN } else { 0 });
     };
 }
 
@@ -247,7 +232,32 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
 /// `tcp_conn_request` has handled a SYN.
 #[inline(always)]
 unsafe fn syn<M: Mem>(cell: &mut Cell, context: &Context, after: &Mib, sk: *const u8) {
-    let before = &context.before;
+    let answered = syn_counts(cell, &context.before, after, sk);
+    if context.has & HAS_FASTOPEN != 0 {
+        let full = after.fastopen_full.wrapping_sub(context.before.fastopen_full);
+        cell.counts[count::FASTOPEN_FULL] += full;
+    }
+    let queued = answered == Answered::No && context.has & HAS_OPENED_FAST == 0;
+    if queued {
+        cell.counts[count::QUEUED] += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { observe_limit::<M>(sk, context.syn_depth, queued, answered == Answered::Full) };
+}
+
+/// What became of a SYN, as far as the counters tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answered {
+    /// It was neither dropped nor answered by a cookie.
+    No,
+    /// The SYN queue was full.
+    Full,
+    Otherwise,
+}
+
+/// Counts a SYN by what moved meanwhile.
+#[inline(always)]
+fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8) -> Answered {
     let counts = &mut cell.counts;
     let overflows = after.listen[0].wrapping_sub(before.listen[0]);
     let drops = after.listen[1].wrapping_sub(before.listen[1]);
@@ -259,21 +269,19 @@ unsafe fn syn<M: Mem>(cell: &mut Cell, context: &Context, after: &Mib, sk: *cons
     counts[count::SYN_FULL] += full;
     counts[count::COOKIES_WANTED] += wanted;
     counts[count::COOKIES_SENT] += sent;
-    if context.has & HAS_FASTOPEN != 0 {
-        counts[count::FASTOPEN_FULL] += after.fastopen_full.wrapping_sub(before.fastopen_full);
-    }
     let rest = drops.wrapping_sub(overflows).wrapping_sub(full);
     if rest != 0 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `Probe` survives any address.
         let reserve = unsafe { reserve_taken(sk) };
         counts[if reserve { count::RESERVE } else { count::OTHER }] += rest;
     }
-    let queued = drops | sent | wanted == 0 && context.has & HAS_OPENED_FAST == 0;
-    if queued {
-        counts[count::QUEUED] += 1;
+    if full | wanted != 0 {
+        Answered::Full
+    } else if drops | sent != 0 {
+        Answered::Otherwise
+    } else {
+        Answered::No
     }
-    // SAFETY: the caller's promise.
-    unsafe { observe_limit::<M>(sk, context.syn_depth, queued, full | wanted != 0) };
 }
 
 /// Whether `tcp_conn_request` keeps what is left of `tcp_max_syn_backlog` for peers it knows.
@@ -572,6 +580,81 @@ fn is_queued(request: *const u8) -> bool {
     // SAFETY: `Probe` survives any address.
     let back: Option<u64> = unsafe { Probe::read(request, at::REQ_PPREV.load()) };
     back.is_some_and(|back| back != 0)
+}
+
+/// Tracepoint backend: something happened to the listener in slot `index`, whose namespace's counters
+/// have moved on this CPU since the event before. `doing` says what.
+#[inline(always)]
+pub(crate) fn happened(doing: u32, index: u32, again: bool) {
+    if !maps::counting() {
+        return;
+    }
+    let Some(slot) = maps::SLOTS.get_ptr_mut(index) else { return };
+    // SAFETY: array elements live as long as the map.
+    let slot = unsafe { &mut *slot };
+    let Some(context) = context() else { return };
+    let Some(offset) = percpu_offset(context) else { return };
+    if slot.mib == 0 {
+        return;
+    }
+    // Everything that these events can move.
+    let mut after = Mib::default();
+    if read(slot.mib.wrapping_add(offset), doing::SYN, 0, &mut after).is_none() {
+        return;
+    }
+    // SAFETY: a plain helper call.
+    let key = counters_key(slot.netns, unsafe { bpf_get_smp_processor_id() });
+    let mut before = Mib::default();
+    if let Some(last) = maps::COUNTERS.get_ptr_mut(key) {
+        // SAFETY: the element is this CPU's; it is never removed.
+        before = unsafe { core::mem::replace(&mut *last, after) };
+    } else {
+        // SAFETY: nothing is read through the reference.
+        let old = unsafe { maps::OLD.get(slot.netns) }.is_some();
+        if maps::COUNTERS.insert(key, after, 0).is_err() {
+            maps::count(stat::NO_ROOM);
+        }
+        // A younger namespace began at zero; what an older one had is not known.
+        if old {
+            before = after;
+            slot.ambiguous = 1;
+        }
+    }
+    let Some((cell, _)) = maps::cell(index) else { return };
+    match doing {
+        doing::SYN => {
+            syn_counts(cell, &before, &after, slot.sk as *const u8);
+        }
+        _ => {
+            let recv = after.cookies[1].wrapping_sub(before.cookies[1]);
+            if recv != 0 || after.cookies[2] != before.cookies[2] {
+                cookie(cell, &before, &after);
+            } else {
+                ack(cell, &before, &after, if again { HAS_SYN } else { 0 });
+            }
+            if doing == doing::ACK {
+                cell.counts[count::ESTABLISHED] += 1;
+            }
+        }
+    }
+}
+
+/// Tracepoint backend: notes the counters of the namespace `arg(0)`, a per-CPU pointer to which is
+/// `arg(1)`, on the CPU that this runs on.
+#[raw_tracepoint]
+pub(crate) fn note_counters(ctx: RawTracePointContext) -> i32 {
+    let netns = ctx.arg::<u64>(0) as u32;
+    let mib: u64 = ctx.arg(1);
+    let Some(context) = context() else { return 0 };
+    let Some(offset) = percpu_offset(context) else { return 0 };
+    let mut now = Mib::default();
+    if read(mib.wrapping_add(offset), doing::SYN, 0, &mut now).is_some() {
+        // SAFETY: a plain helper call.
+        let key = counters_key(netns, unsafe { bpf_get_smp_processor_id() });
+        // What there is no room for is counted as a loss when it is missed.
+        let _ = maps::COUNTERS.insert(key, now, 0);
+    }
+    0
 }
 
 /// Takes in the connections that waited in the accept queue of slot `arg(0)` when the trace began:

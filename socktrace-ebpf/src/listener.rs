@@ -3,12 +3,13 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use socktrace_common::{
-    Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, slot_state, tcp_state,
+    AF_INET6, Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, slot_state,
+    tcp_state,
 };
 
 use crate::{
     group, layout, maps,
-    mem::{Mem, Probe},
+    mem::{Mem, Probe, present, read_bit},
     snapshot,
 };
 
@@ -82,6 +83,20 @@ fn new(sk: *const u8) -> Slot {
             }
             if let Some(mib) = Probe::read(net, layout::NET_STATISTICS.load()) {
                 slot.mib = mib;
+            }
+        }
+        if let Some(family) = Probe::read(sk, layout::SK_FAMILY.load()) {
+            slot.family = family;
+        }
+        if let Some(address) = Probe::read(sk, layout::SK_RCV_SADDR.load()) {
+            slot.address = address;
+        }
+        if slot.family == AF_INET6 && present(layout::SK_V6_RCV_SADDR.load()) {
+            if let Some(address) = Probe::read(sk, layout::SK_V6_RCV_SADDR.load()) {
+                slot.address6 = address;
+            }
+            if let Some(only) = read_bit(sk, layout::SK_IPV6ONLY.load()) {
+                slot.v6only = only.into();
             }
         }
     }

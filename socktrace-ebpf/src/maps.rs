@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    Cell, Histograms, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, slot_state, stat,
+    Cell, Histograms, Mib, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, slot_state, stat,
 };
 
 use crate::layout;
@@ -48,6 +48,16 @@ pub(crate) static WAITING: HashMap<u64, Waiting> = HashMap::with_max_entries(1, 
 #[map]
 pub(crate) static PORTS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 
+/// What the counters of a namespace were on a CPU at the event before (tracepoint backend), by
+/// `counters_key`.
+#[map]
+pub(crate) static COUNTERS: HashMap<u64, Mib> = HashMap::with_max_entries(1, 0);
+
+/// Namespaces that are older than the trace (tracepoint backend): their counters did not begin at
+/// zero.
+#[map]
+pub(crate) static OLD: HashMap<u32, u8> = HashMap::with_max_entries(1, 0);
+
 /// Thread to the backlog it passed to a `listen()` that is still running.
 #[map]
 pub(crate) static REQUESTED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
@@ -74,6 +84,12 @@ pub(crate) fn by_port() -> bool {
 #[inline(always)]
 pub(crate) fn accepts_seen() -> bool {
     CONTROL.get(control::ACCEPTS).is_some_and(|&on| on == 1)
+}
+
+/// Whether events may be counted by what the kernel's counters were before.
+#[inline(always)]
+pub(crate) fn counting() -> bool {
+    CONTROL.get(control::COUNTING).is_some_and(|&on| on == 1)
 }
 
 /// Tells the user side where the next run is to go on.

@@ -6,10 +6,13 @@ use aya_ebpf::{
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
-use socktrace_common::{port_key, tcp_state};
+use socktrace_common::{AF_INET, AF_INET6, port_key, tcp_state};
 
 use crate::{
-    account, adopt, group, layout as at, listener,
+    account::{self, doing},
+    adopt,
+    group::{self, Local},
+    layout as at, listener, maps,
     mem::{Direct, Mem, Probe},
 };
 
@@ -23,7 +26,10 @@ pub(crate) fn tp_set_state(ctx: BtfTracePointContext) -> i32 {
     let old = ctx.arg::<u64>(1) as u8;
     let new = ctx.arg::<u64>(2) as u8;
     match (old, new) {
-        (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) => group::note_all_of(sk),
+        (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) => {
+            group::established(sk);
+            group::note_all_of(sk);
+        }
         (_, tcp_state::LISTEN) => listener::open(sk),
         (tcp_state::LISTEN, tcp_state::CLOSE) => listener::close(sk),
         _ => {}
@@ -36,9 +42,35 @@ pub(crate) fn tp_set_state(ctx: BtfTracePointContext) -> i32 {
 /// Every SYN that a listener handled, dropped or not, ends here (`tcp_rcv_state_process`).
 #[btf_tracepoint]
 pub(crate) fn tp_consume_skb(ctx: BtfTracePointContext) -> i32 {
+    let skb: *const u8 = ctx.arg(0);
     // SAFETY: the argument is a `struct sk_buff`.
-    if let Some(key) = unsafe { syn_key(ctx.arg(0)) } {
-        group::note_all(key);
+    if let Some(segment) = unsafe { Segment::of(skb, true) }
+        // SAFETY: as above.
+        && unsafe { segment.reached_tcp(skb) } == Some(true)
+    {
+        if let Some(index) = group::find(segment.key, &segment.to) {
+            account::happened(doing::SYN, index, false);
+        }
+        group::note_all(segment.key);
+    }
+    0
+}
+
+/// `skb:kfree_skb (struct sk_buff *skb, void *location[, reason[, struct sock *rx_sk]])`
+///
+/// Every other segment that a listener did not make a connection of ends here (`tcp_v4_rcv`).
+#[btf_tracepoint]
+pub(crate) fn tp_kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    let skb: *const u8 = ctx.arg(0);
+    // SAFETY: the argument is a `struct sk_buff`.
+    unsafe {
+        if let Some(segment) = Segment::of(skb, false)
+            && segment.reached_tcp(skb) == Some(true)
+            && let Some(index) = group::find(segment.key, &segment.to)
+        {
+            let again = segment.flags & FIN_SYN_RST_ACK == SYN;
+            account::happened(doing::NOTHING, index, again);
+        }
     }
     0
 }
@@ -50,35 +82,84 @@ pub(crate) fn tp_retransmit_synack(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The (netns, port) that a SYN was sent to; `None` for anything else.
-#[inline(always)]
-unsafe fn syn_key(skb: *const u8) -> Option<u64> {
-    const ETH_P_IP: u16 = 0x0800;
-    const ETH_P_IPV6: u16 = 0x86dd;
-    const FIN_SYN_RST_ACK: u8 = 0x17;
-    const SYN: u8 = 0x02;
-    // SAFETY: the first three reads go through the typed pointer, the others survive any address.
-    unsafe {
-        let protocol = u16::from_be(Direct::read(skb, at::SKB_PROTOCOL.load())?);
-        if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
-            return None;
+const FIN_SYN_RST_ACK: u8 = 0x17;
+const SYN: u8 = 0x02;
+
+/// A TCP segment for this machine.
+struct Segment {
+    key: u64,
+    to: Local,
+    flags: u8,
+    sequence: u32,
+}
+
+impl Segment {
+    /// What a buffer holds; `None` when it is something else, or for a port without a listener, or
+    /// not the SYN that was asked for.
+    #[inline(always)]
+    unsafe fn of(skb: *const u8, only_syn: bool) -> Option<Self> {
+        const ETH_P_IP: u16 = 0x0800;
+        const ETH_P_IPV6: u16 = 0x86dd;
+        const TCP: u8 = 6;
+        // Of the protocol, in the two headers, and of the address it goes to.
+        const PROTOCOL: u32 = 9;
+        const PROTOCOL6: u32 = 6;
+        const TO: u32 = 16;
+        const TO6: u32 = 24;
+        // SAFETY: the reads of the buffer go through the typed pointer, the others survive any
+        // address.
+        unsafe {
+            let protocol = u16::from_be(Direct::read(skb, at::SKB_PROTOCOL.load())?);
+            if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
+                return None;
+            }
+            // The lowest bit of the pointer says whether a reference is held (include/linux/skbuff.h).
+            let dst = (Direct::read::<u64>(skb, at::SKB_DST.load())? & !1) as *const u8;
+            if dst.is_null() {
+                return None;
+            }
+            let head: *const u8 = Direct::read(skb, at::SKB_HEAD.load())?;
+            let transport: u16 = Direct::read(skb, at::SKB_TRANSPORT.load())?;
+            let tcp: [u8; 14] = Probe::read(head, u32::from(transport))?;
+            if only_syn && tcp[13] & FIN_SYN_RST_ACK != SYN {
+                return None;
+            }
+            let port = u16::from_be_bytes([tcp[2], tcp[3]]);
+            let dev: *const u8 = Probe::read(dst, at::DST_DEV.load())?;
+            let net: *const u8 = Probe::read(dev, at::DEV_NET.load())?;
+            let netns: u32 = Probe::read(net, at::NET_INUM.load())?;
+            let key = port_key(netns, port);
+            maps::PORTS.get(key)?;
+            let network = u32::from(Direct::read::<u16>(skb, at::SKB_NETWORK.load())?);
+            let mut to = Local { family: AF_INET, address: 0, address6: [0; 2] };
+            if protocol == ETH_P_IP {
+                if Probe::read::<u8>(head, network + PROTOCOL)? != TCP {
+                    return None;
+                }
+                to.address = Probe::read(head, network + TO)?;
+            } else {
+                if Probe::read::<u8>(head, network + PROTOCOL6)? != TCP {
+                    return None;
+                }
+                to.family = AF_INET6;
+                to.address6 = Probe::read(head, network + TO6)?;
+            }
+            let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            Some(Self { key, to, flags: tcp[13], sequence })
         }
-        let head: *const u8 = Direct::read(skb, at::SKB_HEAD.load())?;
-        let transport: u16 = Direct::read(skb, at::SKB_TRANSPORT.load())?;
-        let tcp: [u8; 14] = Probe::read(head, u32::from(transport))?;
-        if tcp[13] & FIN_SYN_RST_ACK != SYN {
-            return None;
+    }
+
+    /// Whether the kernel's TCP has looked at it: it leaves its notes in the buffer
+    /// (`tcp_v4_fill_cb`).
+    #[inline(always)]
+    unsafe fn reached_tcp(&self, skb: *const u8) -> Option<bool> {
+        // SAFETY: the reads go through the typed pointer.
+        unsafe {
+            let cb = at::SKB_CB.load();
+            let sequence: u32 = Direct::read(skb, cb + at::TCP_CB_SEQ.load())?;
+            let flags: u8 = Direct::read(skb, cb + at::TCP_CB_FLAGS.load())?;
+            Some(sequence == self.sequence && flags == self.flags)
         }
-        let port = u16::from_be_bytes([tcp[2], tcp[3]]);
-        // The lowest bit of the pointer says whether a reference is held (include/linux/skbuff.h).
-        let dst = (Direct::read::<u64>(skb, at::SKB_DST.load())? & !1) as *const u8;
-        if dst.is_null() {
-            return None;
-        }
-        let dev: *const u8 = Probe::read(dst, at::DST_DEV.load())?;
-        let net: *const u8 = Probe::read(dev, at::DEV_NET.load())?;
-        let netns: u32 = Probe::read(net, at::NET_INUM.load())?;
-        Some(port_key(netns, port))
     }
 }
 

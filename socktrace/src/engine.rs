@@ -119,7 +119,7 @@ fn lost_on_close(t: &Tracked, heirs: bool) -> Option<u64> {
     if !t.closed() || t.slot.flags & SLOT_SUPERSEDED != 0 {
         return Some(0);
     }
-    let moved = t.counts[count::MIGRATED_OUT];
+    let moved = if heirs { t.count(count::MIGRATED_OUT)? } else { 0 };
     let connections = u64::from(t.reading.accept_depth).saturating_sub(moved);
     let requests = if heirs { 0 } else { u64::from(t.reading.syn_depth) };
     Some(connections + requests + t.counts[count::LATE])

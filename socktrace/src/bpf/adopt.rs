@@ -16,8 +16,14 @@ const MOST_TASKS: usize = 4 << 20;
 const LONGEST_QUEUE: u32 = 1 << 16;
 
 pub(super) fn run(ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<()> {
+    run_on(ebpf, name, args, None)
+}
+
+/// On a certain CPU, or on the one that this thread is on.
+pub(super) fn run_on(ebpf: &mut Ebpf, name: &str, args: &[u64], cpu: Option<u32>) -> Result<()> {
     let mut options = RawTracePointRunOptions::new();
     options.args[..args.len()].copy_from_slice(args);
+    options.cpu = cpu;
     object::on_request(ebpf, name)?
         .test_run(options)
         .map_err(Error::run(format!("cannot run the program {name}")))?;

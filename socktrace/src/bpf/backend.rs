@@ -144,5 +144,6 @@ const TRACEPOINT: &[Hook] = &[
     hook("tp_sys_enter_listen", Kind::Tracepoint("syscalls"), "sys_enter_listen", REQUESTED),
     hook("tp_set_state", Kind::BtfTracepoint, "inet_sock_set_state", Need::Required),
     hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
+    hook("tp_kfree_skb", Kind::BtfTracepoint, "kfree_skb", Need::Required),
     hook("tp_consume_skb", Kind::BtfTracepoint, "consume_skb", Need::Required),
 ];

@@ -39,6 +39,7 @@ mod kind {
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
     pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
     pub(super) const VAR: u32 = 14;
     pub(super) const DATASEC: u32 = 15;
@@ -110,6 +111,12 @@ impl<'a> Btf<'a> {
             }
         }
         found
+    }
+
+    /// Whether the kernel has a function of this name.
+    pub(super) fn has_function(&self, name: &str) -> bool {
+        let mut functions = self.types.iter().filter(|record| kind(record) == kind::FUNC);
+        functions.any(|record| self.name(record) == Some(name.as_bytes()))
     }
 
     /// Where a member is, by its path (`outer.inner`); members of unnamed members count as the

@@ -40,6 +40,8 @@ pub(super) struct Layout {
     pub(super) offsets: Vec<(&'static str, u32)>,
     /// Fields that this kernel does not have, as `type.member`.
     pub(super) absent: Vec<String>,
+    /// `inet_reqsk_clone` is there.
+    pub(super) migrates: bool,
 }
 
 impl Layout {
@@ -47,7 +49,8 @@ impl Layout {
         let btf = Btf::new(btf)
             .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))?;
         let names: Vec<&str> = FIELDS.iter().map(|field| field.1).collect();
-        let mut layout = Self { offsets: Vec::new(), absent: Vec::new() };
+        let migrates = btf.has_function("inet_reqsk_clone");
+        let mut layout = Self { offsets: Vec::new(), absent: Vec::new(), migrates };
         for (&(global, type_name, path, required, bits), id) in
             FIELDS.iter().zip(find(&btf, &names))
         {

@@ -26,6 +26,9 @@ pub struct Options {
     pub cpus: u32,
 }
 
+/// Network namespaces, times CPUs, whose counters the tracepoint backend can follow.
+const MOST_COUNTERS: u32 = 1 << 13;
+
 /// Connections in accept queues that can be kept account of at once, on all listeners together.
 const MOST_WAITING: u32 = 1 << 16;
 
@@ -49,6 +52,12 @@ impl KernelBtf {
         let btf = Btf::parse(&bytes, Endianness::default())
             .map_err(Error::run(format!("cannot parse {BTF_PATH}")))?;
         Ok(Self { btf, layout })
+    }
+
+    /// Whether connections of a listener that closes can move to another one
+    /// (`net.ipv4.tcp_migrate_req`): some kernels have the switch, but not what it switches.
+    pub(super) fn migrates(&self) -> bool {
+        self.layout.migrates
     }
 
     /// Fields that this kernel lacks and socktrace can do without.
@@ -79,6 +88,8 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
         .map_max_entries("READINGS", slots)
         .map_max_entries("HISTOGRAMS", slots)
         .map_max_entries("WAITING", MOST_WAITING)
+        .map_max_entries("COUNTERS", MOST_COUNTERS)
+        .map_max_entries("OLD", MOST_COUNTERS)
         .map_max_entries("CELLS", slots * options.cpus)
         .map_max_entries("FREE", slots)
         // Twice as many: a preallocated hash may run out of elements on one CPU before it is full.

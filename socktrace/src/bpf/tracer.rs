@@ -1,7 +1,7 @@
 //! The running trace: attached programs, and the listeners they see.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
 };
@@ -11,8 +11,9 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
-    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, Reading, SLOT_LINKED,
-    SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, port_key, slot_state, stat,
+    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES, Reading,
+    SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, port_key, slot_state,
+    stat,
 };
 
 use super::{
@@ -104,7 +105,22 @@ const EMPTY: Histograms = Histograms { accept_wait: [0; BUCKETS], handshake: [0;
 fn known(backend: Backend, attempt: &Attempt) -> u64 {
     let mut known = match backend {
         Backend::Fentry | Backend::Kprobe => (1 << count::COUNT) - 1,
-        Backend::Tracepoint => 0,
+        // No tracepoint stands where these happen.
+        Backend::Tracepoint => [
+            count::QUEUED,
+            count::ACCEPTED,
+            count::WAIT_NS,
+            count::EXPIRED,
+            count::DEFERRED,
+            count::FASTOPEN,
+            count::FASTOPEN_FULL,
+            count::MIGRATED_OUT,
+            count::MIGRATED_IN,
+            count::HANDSHAKES,
+            count::HANDSHAKE_NS,
+        ]
+        .iter()
+        .fold((1 << count::COUNT) - 1, |known, index| known & !(1 << index)),
     };
     let attached = |name: &str| attempt.attached.iter().any(|program| program.ends_with(name));
     let mut without = |hook: &str, counts: &[usize]| {
@@ -114,10 +130,15 @@ fn known(backend: Backend, attempt: &Attempt) -> u64 {
             }
         }
     };
-    without("_sock_graft", &[count::ACCEPTED, count::WAIT_NS]);
+    if backend != Backend::Tracepoint {
+        without("_sock_graft", &[count::ACCEPTED, count::WAIT_NS]);
+    }
     without("_retransmit_synack", &[count::SYNACK_RETRANSMITS]);
     known
 }
+
+/// What the tracepoint backend can tell of a listener even if it cannot tell packets apart.
+const CERTAIN: u64 = 1 << count::SYNACK_RETRANSMITS | 1 << count::LATE | 1 << count::EVENTS;
 
 pub struct Tracer {
     // Dropped first: nothing runs any more when the maps go.
@@ -135,11 +156,14 @@ pub struct Tracer {
     free: Stack<MapData, u32>,
     by_sk: HashMap<MapData, u64, u32>,
     ports: HashMap<MapData, u64, u32>,
+    old: HashMap<MapData, u32, u8>,
     stats: PerCpuArray<MapData, u64>,
     /// Slots that the last reading found closed, those without a usable reading too.
     closed: Vec<u32>,
     /// Closed slots that were reported and become free at the next interval.
     reported: Vec<u32>,
+    /// What of a reading's flags means something on this kernel.
+    flags: u8,
     /// Bits of the counts that the attached hooks can tell.
     known: u64,
     /// What slots that are free again had counted, by namespace.
@@ -176,7 +200,9 @@ impl Tracer {
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
         let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
-        for name in ["fill_free", "snapshot", "walk_tasks", "scan_fds", "adopt_queue"] {
+        for name in
+            ["fill_free", "snapshot", "walk_tasks", "scan_fds", "adopt_queue", "note_counters"]
+        {
             object::load_on_request(&mut ebpf, name)?;
         }
         let slots = options.max_listeners;
@@ -197,12 +223,14 @@ impl Tracer {
             free: map("FREE")?.try_into().map_err(damaged())?,
             by_sk: map("BY_SK")?.try_into().map_err(damaged())?,
             ports: map("PORTS")?.try_into().map_err(damaged())?,
+            old: map("OLD")?.try_into().map_err(damaged())?,
             stats: map("STATS")?.try_into().map_err(damaged())?,
             backend: None,
             attempt: Attempt::default(),
             cpus: options.cpus,
             closed: Vec::new(),
             reported: Vec::new(),
+            flags: if kernel.migrates() { u8::MAX } else { !READ_MIGRATES },
             known: 0,
             past: BTreeMap::new(),
             log,
@@ -284,6 +312,31 @@ impl Tracer {
         Ok(())
     }
 
+    /// Tracepoint backend: notes what the kernel has counted in these namespaces, all that there are,
+    /// and counts from here on. What began later began at zero.
+    pub fn begin_counting(&mut self, namespaces: impl Iterator<Item = u32>) -> Result<()> {
+        if self.backend != Some(Backend::Tracepoint) {
+            return Ok(());
+        }
+        for netns in namespaces {
+            self.old.insert(netns, 1, 0).map_err(Error::run("cannot note a namespace"))?;
+        }
+        let counters: BTreeMap<u32, u64> = (0..self.used())
+            .map(|index| self.slots.read(index))
+            .filter(|slot| slot.state == slot_state::OPEN)
+            .map(|slot| (slot.netns, slot.mib))
+            .collect();
+        for (netns, mib) in counters {
+            for cpu in 0..self.cpus {
+                let args = [netns.into(), mib];
+                // A CPU that is off: should it come on, what it has counted is unknown.
+                let _ = adopt::run_on(&mut self.ebpf, "note_counters", &args, Some(cpu));
+            }
+        }
+        self.control.write(control::COUNTING, 1);
+        Ok(())
+    }
+
     /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it
     /// once.
     pub fn interval(&mut self) -> Result<Vec<Tracked>> {
@@ -315,6 +368,8 @@ impl Tracer {
             adopt::run(&mut self.ebpf, "snapshot", &[u64::from(first), u64::from(used)])?;
         }
         let mut tracked = Vec::new();
+        // An event that was missed moved counters that the next one took for its own.
+        let unsure = self.backend == Some(Backend::Tracepoint) && self.recursion_misses() > 0;
         self.closed.clear();
         for index in 0..used {
             let slot = self.slots.read(index);
@@ -324,9 +379,10 @@ impl Tracer {
             if slot.state == slot_state::CLOSED {
                 self.closed.push(index);
             }
-            let reading = self.readings.read(index);
+            let mut reading = self.readings.read(index);
+            reading.flags &= self.flags;
             if reading.flags & READ_DONE != 0 {
-                tracked.push(self.tracked(index, slot, reading, epoch));
+                tracked.push(self.tracked(index, slot, reading, epoch, unsure));
             }
         }
         Ok(tracked)
@@ -341,7 +397,14 @@ impl Tracer {
         }
     }
 
-    fn tracked(&self, index: u32, slot: Slot, reading: Reading, epoch: u32) -> Tracked {
+    fn tracked(
+        &self,
+        index: u32,
+        slot: Slot,
+        reading: Reading,
+        epoch: u32,
+        unsure: bool,
+    ) -> Tracked {
         let mut t = Tracked {
             index,
             slot,
@@ -350,7 +413,7 @@ impl Tracer {
             accept_peak: None,
             syn_peak: None,
             counts: [0; count::COUNT],
-            known: self.known,
+            known: self.known & if unsure || slot.ambiguous != 0 { CERTAIN } else { u64::MAX },
             accept_wait: None,
             handshake: None,
             accepted_ns: 0,
@@ -427,6 +490,7 @@ impl Tracer {
             return Ok(());
         }
         let mut ports: BTreeMap<u64, Vec<&mut Tracked>> = BTreeMap::new();
+        let mut unlinked = BTreeSet::new();
         for t in tracked.iter_mut().filter(|t| t.reading.port != 0) {
             ports.entry(port_key(t.reading.netns, t.reading.port)).or_default().push(t);
         }
@@ -435,6 +499,9 @@ impl Tracer {
             let seen = &linked[..linked.len().min(GROUP_MAX as usize)];
             members.retain_mut(|t| {
                 t.watched &= t.closed() || seen.contains(&t.index);
+                if !t.watched {
+                    unlinked.insert(t.slot.netns);
+                }
                 !t.closed()
             });
             let wanted: Vec<u32> = members.iter().map(|t| t.index).collect();
@@ -442,6 +509,11 @@ impl Tracer {
             if !whole {
                 self.make_chain(key, &wanted)?;
             }
+        }
+        // What happened to a listener outside its chain was taken for the next event's.
+        for t in tracked.iter_mut().filter(|t| unlinked.contains(&t.slot.netns)) {
+            self.slots.write_u32(t.index, offset_of!(Slot, ambiguous), 1);
+            t.known &= CERTAIN;
         }
         Ok(())
     }

@@ -123,13 +123,14 @@ impl Top {
         let began = Instant::now();
         let host = Host::read(proc())?;
         let owners_cost = began.elapsed();
-        let baseline = look(&tracer, &host.netns);
         if !args.view.quiet {
             for missing in limits(&host) {
                 say!("socktrace: not shown: {missing}");
             }
         }
         tracer.adopt()?;
+        tracer.begin_counting(host.netns.iter().map(|netns| netns.inode))?;
+        let baseline = look(&tracer, &host.netns);
         let tracked = tracer.look()?;
         let mut engine = Engine::default();
         let interval = engine.interval(now(), &tracked, &host);

@@ -78,7 +78,7 @@ struct Seen {
 pub(crate) struct Tracing {
     child: Child,
     seen: Arc<(Mutex<Seen>, Condvar)>,
-    stderr: Receiver<String>,
+    stderr: Mutex<Receiver<String>>,
     said: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Tracing {
                 }
             }
         });
-        let mut tracing = Self { child, seen, stderr, said: Vec::new() };
+        let mut tracing = Self { child, seen, stderr: Mutex::new(stderr), said: Vec::new() };
         tracing.wait_until_tracing(backend);
         tracing
     }
@@ -120,10 +120,10 @@ impl Tracing {
     fn wait_until_tracing(&mut self, backend: &str) {
         let wanted = format!("socktrace: tracing with {backend} (");
         loop {
-            let line = self
-                .stderr
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("no line {wanted:?} on stderr, but: {:#?}", self.said));
+            let line =
+                self.stderr.get_mut().expect("lock").recv_timeout(PATIENCE).unwrap_or_else(|_| {
+                    panic!("no line {wanted:?} on stderr, but: {:#?}", self.said)
+                });
             let done = line.starts_with(&wanted);
             self.said.push(line);
             if done {
@@ -177,7 +177,7 @@ impl Tracing {
         while !seen.ended {
             seen = changed.wait(seen).expect("lock");
         }
-        self.said.extend(self.stderr.iter());
+        self.said.extend(self.stderr.get_mut().expect("lock").iter());
         let records = std::mem::take(&mut seen.records);
         Finished { records, stderr: std::mem::take(&mut self.said) }
     }

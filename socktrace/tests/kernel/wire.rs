@@ -149,9 +149,13 @@ impl Wire {
     /// A handshake from a port, from beginning to end; the SYN must be answered.
     pub(crate) fn handshake(&mut self, port: u16, to: SocketAddr) {
         self.send(port, to, SYN, 1000);
-        let replies = self.read(|replies| replies.iter().any(Reply::is_syn_ack));
-        let syn_ack = replies.into_iter().find(Reply::is_syn_ack).expect("a SYN-ACK");
+        let syn_ack = self.first_replies().into_iter().find(Reply::is_syn_ack).expect("a SYN-ACK");
         self.acks(to, &[syn_ack]);
+    }
+
+    /// What the server has sent so far: it answers at once or not at all.
+    pub(crate) fn first_replies(&mut self) -> Vec<Reply> {
+        self.read(|replies| replies.iter().any(Reply::is_syn_ack))
     }
 
     /// Reads what the server sent until nothing comes for a while.
