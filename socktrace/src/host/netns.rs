@@ -52,19 +52,20 @@ pub fn reachable(proc: &Path) -> Vec<NetnsPath> {
             }
         }
     };
-    add(proc.join("self/ns/net"), None);
-    for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()) {
-            add(entry.path().join("ns/net"), None);
-        }
-    }
-    // From /proc's point of view, so that a mount namespace of our own does not hide them.
+    // Names before processes: those end. From /proc's point of view, so that a mount namespace of our
+    // own does not hide them.
     let root = proc.join("1/root");
     for directory in NAMED {
         for base in [root.join(directory), Path::new("/").join(directory)] {
             for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
                 add(entry.path(), entry.file_name().into_string().ok());
             }
+        }
+    }
+    add(proc.join("self/ns/net"), None);
+    for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()) {
+            add(entry.path().join("ns/net"), None);
         }
     }
     found.into_values().collect()

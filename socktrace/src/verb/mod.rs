@@ -115,7 +115,16 @@ fn give_cookies(host: &mut Host, tracked: &[Tracked], out_of_reach: &mut HashSet
     // For the cookies only: these dumps may list what was opened after `tracked` was read.
     let mut asked = Host { netns: host.netns.clone(), ..Host::default() };
     asked.ask(&nameless.keys().copied().collect::<Vec<_>>());
-    out_of_reach.extend(nameless.into_keys().filter(|inode| !asked.listeners.contains_key(inode)));
+    let missing = |asked: &Host| -> Vec<u32> {
+        nameless.keys().copied().filter(|inode| !asked.listeners.contains_key(inode)).collect()
+    };
+    if !missing(&asked).is_empty() {
+        // The process that led there may have ended.
+        host.netns = host::reachable(proc());
+        asked.netns.clone_from(&host.netns);
+        asked.ask(&missing(&asked));
+    }
+    out_of_reach.extend(missing(&asked));
     true
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
     net::SocketAddr,
     os::fd::AsRawFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -77,6 +78,7 @@ fn counters() -> Counters {
 
 /// A namespace with a client on a wire, in which a trace runs.
 struct Lab<'a> {
+    backend: &'static str,
     wire: Wire,
     tracing: &'a Tracing,
 }
@@ -254,8 +256,10 @@ fn what_is_lost_is_counted_as_the_kernel_counts() {
                 let what = if numbers.len() > 1 { format!("{name} {number}") } else { name.into() };
                 let netns = Netns::new(&format!("exact-{}", ran.len()));
                 let began = Instant::now();
-                let result = netns.within(|| in_lab(&tracing, workload, number));
-                println!("{what}, {backend}: ran {:.1} s", began.elapsed().as_secs_f64());
+                let result = netns.within(|| in_lab(backend, &tracing, workload, number));
+                // Past the test harness, which keeps what is printed to itself for minutes.
+                let seconds = began.elapsed().as_secs_f64();
+                writeln!(std::io::stderr(), "{backend}: {what}: {seconds:.1} s").expect("stderr");
                 ran.push((what, netns, result));
             }
         }
@@ -283,11 +287,12 @@ fn what_is_lost_is_counted_as_the_kernel_counts() {
 
 /// Runs a workload between two readings of the kernel's counters.
 fn in_lab(
+    backend: &'static str,
     tracing: &Tracing,
     workload: Workload,
     number: u64,
 ) -> std::thread::Result<(u64, Counters, Check)> {
-    let mut lab = Lab { wire: Wire::new(), tracing };
+    let mut lab = Lab { backend, wire: Wire::new(), tracing };
     let before = counters();
     let check = catch_unwind(AssertUnwindSafe(|| workload(&mut lab, number)))?;
     // What the timers do later is not part of the workload: nobody retransmits without a wire.
@@ -679,7 +684,13 @@ fn ended_requests(lab: &mut Lab<'_>, _: u64) -> Check {
     }
     let unreachable = lab.wire.syns(22_000, 2, listener.address);
     for reply in &unreachable {
-        lab.wire.unreachable(listener.address, reply);
+        // No tracepoint sees what an ICMP error does to a request: it would be a remainder, or the
+        // next event's on that CPU.
+        if lab.backend == "tracepoint" {
+            lab.wire.send(reply.port, listener.address, RST, 1001);
+        } else {
+            lab.wire.unreachable(listener.address, reply);
+        }
     }
     let answers = silent + reset.len() + unreachable.len();
     assert_eq!(answers, 11);
@@ -693,8 +704,9 @@ fn ended_requests(lab: &mut Lab<'_>, _: u64) -> Check {
     }
     Box::new(move |outcome| {
         let id = listener.id();
-        outcome.drops(&id, &[("other", 2)]);
-        assert_eq!(outcome.kernel("EmbryonicRsts"), 4);
+        let (other, resets) = if outcome.exact() { (2, 4) } else { (0, 6) };
+        outcome.drops(&id, &[("other", other)]);
+        assert_eq!(outcome.kernel("EmbryonicRsts"), resets);
         assert_eq!(outcome.kernel("TCPSynRetrans"), again);
         outcome.totals(
             &id,
@@ -702,7 +714,7 @@ fn ended_requests(lab: &mut Lab<'_>, _: u64) -> Check {
                 ("syns", 12),
                 ("requests_queued", 11),
                 ("requests_expired", 5),
-                ("requests_reset", 4),
+                ("requests_reset", resets),
                 ("synack_retransmits", again),
                 ("established", 0),
             ],
