@@ -50,6 +50,7 @@ struct Before {
     port: u16,
     accept_depth: u32,
     syn_depth: u32,
+    drops: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -194,6 +195,7 @@ fn remember(t: &Tracked, earlier: Option<Before>) -> Before {
         port: port(t, earlier).unwrap_or(0),
         accept_depth: t.reading.accept_depth,
         syn_depth: t.reading.syn_depth,
+        drops: totals(t).drops.total(),
     }
 }
 
@@ -255,6 +257,10 @@ fn listener(
         syn_young: Some(if t.closed() { 0 } else { r.syn_young }),
         syn_rule: Some(syn.rule),
         totals: totals(t),
+        dropped: totals(t)
+            .drops
+            .total()
+            .map(|drops| drops.saturating_sub(earlier.and_then(|b| b.drops).unwrap_or(0))),
         accept_wait: t.accept_wait,
         handshake: t.handshake,
         last_accept_age: age(now, t.accepted_ns),
@@ -327,6 +333,7 @@ fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Own
         syn_young: None,
         syn_rule: None,
         totals: Totals::default(),
+        dropped: None,
         accept_wait: None,
         handshake: None,
         last_accept_age: None,

@@ -194,6 +194,8 @@ pub struct Listener {
     pub syn_young: Option<u32>,
     pub syn_rule: Option<SynRule>,
     pub totals: Totals,
+    /// Drops of this interval, all causes together.
+    pub dropped: Option<u64>,
     /// From the accept queue to `accept()`.
     pub accept_wait: Option<Times>,
     /// From the SYN-ACK to the final ACK.

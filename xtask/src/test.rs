@@ -34,7 +34,14 @@ pub(crate) fn all(args: &TestArgs) -> Result<()> {
         step("lints", lints)?;
     }
     step("unit tests", || {
-        run(build::static_cargo("test").args(["--package", "socktrace", "--package", "xtask"]))
+        run(build::static_cargo("test").args([
+            "--package",
+            "socktrace",
+            "--package",
+            "socktrace-common",
+            "--package",
+            "xtask",
+        ]))
     })?;
     step("root tests on this kernel", root_tests)?;
     if !args.no_vm {

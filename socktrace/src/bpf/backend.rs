@@ -33,6 +33,20 @@ impl Backend {
         }
     }
 
+    /// What it can never tell, and why; `null` in the records.
+    #[must_use]
+    pub fn blind_to(self) -> &'static [(&'static str, &'static str)] {
+        const NOWHERE: &str = "no tracepoint stands where it happens";
+        match self {
+            Self::Fentry | Self::Kprobe => &[],
+            Self::Tracepoint => &[
+                ("accepts, waits, handshakes", NOWHERE),
+                ("some totals", "requests_*, fastopen_*, acks_deferred, migrated_*: as above"),
+                ("SO_REUSEPORT totals", "members of a group share the address that packets go to"),
+            ],
+        }
+    }
+
     pub(super) fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Fentry => FENTRY,

@@ -102,6 +102,10 @@ fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
                 let chosen = if works { "works" } else { "works; auto takes it" };
                 works = true;
                 rows.add(name, Some(true), chosen, None);
+                for (what, why) in backend.blind_to() {
+                    let remedy = "where the kernel allows it, take fentry or kprobe".to_owned();
+                    rows.add(format!("{backend}: {what}"), Some(false), *why, Some(remedy));
+                }
                 for (what, why) in tracer.without() {
                     let remedy = (backend == Backend::Tracepoint)
                         .then(|| "mount -t tracefs tracefs /sys/kernel/tracing".to_owned());

@@ -116,8 +116,12 @@ impl Top {
         let listeners = count_listeners();
         let options = options(listeners, args.max_listeners)?;
         let mut tracer = Tracer::start(&kernel, &options, args.backend.candidates())?;
-        for (what, why) in tracer.without() {
-            log::info!("unknown on this kernel: {what} ({why})");
+        let blind = tracer.backend().map_or(&[][..], bpf::Backend::blind_to);
+        let blind = blind.iter().map(|(what, why)| (*what, *why));
+        for (what, why) in
+            blind.chain(tracer.without().iter().map(|(what, why)| (*what, why.as_str())))
+        {
+            log::info!("unknown with this backend: {what} ({why})");
         }
         // After the probes are on, so that no listener falls between them and this look.
         let began = Instant::now();
@@ -298,12 +302,13 @@ impl Top {
         }
         if !self.quiet {
             say!(
-                "socktrace: {:.1} s with {}, {} listeners at the end, {} events, {} lost",
+                "socktrace: {:.1} s with {}, {} listeners at the end, {} events, {} lost{}",
                 self.started.elapsed().as_secs_f64(),
                 summary.backend,
                 self.listeners,
                 summary.events,
-                summary.lost_events
+                summary.lost_events,
+                verdict(&summary.reconciliation)
             );
         }
         Ok(())
@@ -325,6 +330,21 @@ fn look(tracer: &Tracer, namespaces: &[NetnsPath]) -> Look {
             return look;
         }
         before = look.after;
+    }
+}
+
+/// The account in a few words.
+fn verdict(account: &[Reconciliation]) -> String {
+    let rest: u64 = account.iter().filter_map(|one| one.unexplained).map(i64::unsigned_abs).sum();
+    let kernel = |counter| -> u64 {
+        account.iter().filter(|one| one.counter == counter).filter_map(|one| one.kernel).sum()
+    };
+    match (account.is_empty(), rest) {
+        (true, _) => String::new(),
+        (false, 0) => {
+            format!("; all {} drops of the kernel explained", kernel("ListenDrops"))
+        }
+        (false, rest) => format!("; {rest} counts of the kernel unexplained"),
     }
 }
 

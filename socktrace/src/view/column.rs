@@ -12,11 +12,13 @@ pub enum Align {
 }
 
 /// Which tables show a column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Shown {
     Always,
     /// In the normal table only when its rows differ.
     WhenDifferent,
+    /// In the normal table only when this holds for one of its rows.
+    WhenAny(fn(&Listener) -> bool),
     Wide,
 }
 
@@ -40,16 +42,31 @@ fn number<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| UNKNOWN.to_owned(), |value| value.to_string())
 }
 
+/// Nanoseconds in three digits or so.
+fn duration(ns: Option<u64>) -> String {
+    let Some(ns) = ns else { return UNKNOWN.to_owned() };
+    let (unit, one) = match ns {
+        0..1_000_000 => ("us", 1_000),
+        1_000_000..1_000_000_000 => ("ms", 1_000_000),
+        _ => ("s", 1_000_000_000),
+    };
+    let (whole, tenths) = (ns / one, ns % one * 10 / one);
+    if whole < 10 { format!("{whole}.{tenths}{unit}") } else { format!("{whole}{unit}") }
+}
+
 macro_rules! numeric {
-    ($key:literal, $title:literal, $gap:literal, $shown:ident, $value:expr, $help:literal) => {
+    ($key:literal, $title:literal, $gap:literal, $shown:ident $(($when:expr))?, $value:expr, $help:literal) => {
+        numeric!(as number, $key, $title, $gap, $shown $(($when))?, $value, $help)
+    };
+    (as $text:ident, $key:literal, $title:literal, $gap:literal, $shown:ident $(($when:expr))?, $value:expr, $help:literal) => {
         Column {
             key: $key,
             title: $title,
             help: $help,
             align: Align::Right,
             gap: $gap,
-            shown: Shown::$shown,
-            value: |l| number(($value)(l)),
+            shown: Shown::$shown $(($when))?,
+            value: |l| $text(($value)(l)),
             // The highest first: that is where trouble is.
             order: |a, b| ($value)(b).cmp(&($value)(a)),
         }
@@ -91,7 +108,7 @@ pub static COLUMNS: &[Column] = &[
     ),
     numeric!(
         "accept",
-        "ACCEPT",
+        "ACCQ",
         2,
         Always,
         |l: &Listener| l.accept.depth,
@@ -115,7 +132,7 @@ pub static COLUMNS: &[Column] = &[
     ),
     numeric!(
         "syn",
-        "SYN",
+        "SYNQ",
         2,
         Always,
         |l: &Listener| l.syn.depth,
@@ -133,9 +150,133 @@ pub static COLUMNS: &[Column] = &[
         "syn_limit",
         "LIM",
         1,
-        Always,
+        WhenAny(|l| l.syn.limit != l.accept.limit),
         |l: &Listener| l.syn.limit,
-        "What the kernel compares the SYN queue with."
+        "What the kernel compares the SYN queue with; left out while that is the backlog, as for the \
+         accept queue."
+    ),
+    numeric!(
+        "drops",
+        "DROPS",
+        2,
+        Always,
+        |l: &Listener| l.totals.drops.total(),
+        "SYNs and final ACKs that the listener threw away since it or the trace began: ListenDrops."
+    ),
+    numeric!(
+        "full_on_syn",
+        "SYN-ACCQ",
+        2,
+        Wide,
+        |l: &Listener| l.totals.drops.accept_queue_full_on_syn,
+        "Of these, SYNs that found the accept queue full."
+    ),
+    numeric!(
+        "full_on_ack",
+        "ACK-ACCQ",
+        2,
+        Wide,
+        |l: &Listener| l.totals.drops.accept_queue_full_on_ack,
+        "Of these, final ACKs that found the accept queue full: the client believes it is connected."
+    ),
+    numeric!(
+        "syn_full",
+        "SYN-SYNQ",
+        2,
+        Wide,
+        |l: &Listener| l.totals.drops.syn_queue_full,
+        "Of these, SYNs that found the SYN queue full, with cookies off."
+    ),
+    numeric!(
+        "reserve",
+        "RESERVE",
+        2,
+        Wide,
+        |l: &Listener| l.totals.drops.syn_backlog_reserve,
+        "Of these, SYNs that found only the last quarter of tcp_max_syn_backlog left, with cookies off."
+    ),
+    numeric!(
+        "other",
+        "OTHER",
+        2,
+        Wide,
+        |l: &Listener| l.totals.drops.other,
+        "Of these, the rest: no memory, no route, a security module, an ICMP error."
+    ),
+    numeric!("syns", "SYNS", 2, Wide, |l: &Listener| l.totals.syns, "SYNs, repeated ones too."),
+    numeric!(
+        "established",
+        "ESTAB",
+        2,
+        Wide,
+        |l: &Listener| l.totals.established,
+        "Connections that were put into the accept queue."
+    ),
+    numeric!(
+        "accepted",
+        "ACCEPTED",
+        2,
+        Wide,
+        |l: &Listener| l.totals.accepted,
+        "Connections that the program accepted."
+    ),
+    numeric!(
+        "cookies",
+        "COOKIES",
+        2,
+        Wide,
+        |l: &Listener| l.totals.cookies_sent,
+        "SYN cookies sent: SYNs that found the SYN queue full, with cookies on."
+    ),
+    numeric!(
+        "retransmits",
+        "RETRANS",
+        2,
+        Wide,
+        |l: &Listener| l.totals.synack_retransmits,
+        "SYN-ACKs sent again."
+    ),
+    numeric!(
+        "expired",
+        "EXPIRED",
+        2,
+        Wide,
+        |l: &Listener| l.totals.requests_expired,
+        "Half-open connections given up because no ACK came."
+    ),
+    numeric!(
+        "resets",
+        "RESETS",
+        2,
+        Wide,
+        |l: &Listener| l.totals.resets_on_overflow,
+        "Clients reset because of net.ipv4.tcp_abort_on_overflow."
+    ),
+    numeric!(
+        "lost",
+        "LOST",
+        2,
+        Wide,
+        |l: &Listener| l.totals.lost_on_close,
+        "Connections and half-open connections that ended because the listener closed."
+    ),
+    numeric!(
+        as duration,
+        "wait",
+        "WAIT99",
+        2,
+        Wide,
+        |l: &Listener| l.accept_wait.map(|times| times.p99_ns),
+        "How long 99 of 100 connections waited at most from the end of the handshake to accept()."
+    ),
+    numeric!(
+        as duration,
+        "handshake",
+        "SHAKE99",
+        2,
+        Wide,
+        |l: &Listener| l.handshake.map(|times| times.p99_ns),
+        "How long 99 of 100 handshakes took at most, from the SYN-ACK to the client's ACK."
     ),
     text!(
         "rule",
@@ -243,12 +384,39 @@ fn owner(listener: &Listener) -> String {
     text
 }
 
-/// Sorts the fullest queue first, then by address.
+/// Sorts what loses connections now first, then the fullest queue, then by address.
 pub fn by_trouble(a: &Listener, b: &Listener) -> Ordering {
-    let fill = |l: &Listener| l.accept.fill().max(l.syn.fill());
-    fill(b).cmp(&fill(a)).then_with(|| by_address(a, b))
+    let trouble = |l: &Listener| (l.dropped, l.accept.fill().max(l.syn.fill()));
+    trouble(b).cmp(&trouble(a)).then_with(|| by_address(a, b))
 }
 
 pub fn by_address(a: &Listener, b: &Listener) -> Ordering {
     (a.port, a.address, a.netns, a.id).cmp(&(b.port, b.address, b.netns, b.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        let texts = [0, 999, 41_200, 999_999, 1_000_000, 5_123_000, 41_000_000, 1_500_000_000]
+            .map(|ns| duration(Some(ns)));
+        assert_eq!(texts, ["0.0us", "0.9us", "41us", "999us", "1.0ms", "5.1ms", "41ms", "1.5s"]);
+        assert_eq!(duration(None), "-");
+    }
+
+    #[test]
+    fn what_loses_connections_now_comes_first() {
+        let with = |port, dropped, depth| {
+            let mut l = crate::view::sample();
+            (l.port, l.dropped, l.accept.peak, l.accept.depth) =
+                (Some(port), dropped, None, Some(depth));
+            l
+        };
+        let mut all =
+            [with(1, Some(0), 128), with(2, Some(7), 0), with(3, None, 3), with(4, Some(0), 3)];
+        all.sort_by(by_trouble);
+        assert_eq!(all.map(|l| l.port.unwrap()), [2, 1, 4, 3]);
+    }
 }

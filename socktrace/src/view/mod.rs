@@ -83,6 +83,7 @@ pub(crate) fn sample() -> crate::model::Listener {
             migrated_out: Some(0),
             migrated_in: None,
         },
+        dropped: Some(0),
         accept_wait: Some(Times {
             count: 368,
             p50_ns: 41_200,

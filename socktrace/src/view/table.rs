@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::column::{Align, COLUMNS, Column, Shown};
-use crate::model::Listener;
+use crate::model::{Listener, Queue};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
@@ -48,6 +48,7 @@ fn shows(column: &Column, listeners: &[Listener], wide: bool) -> bool {
     match column.shown {
         Shown::Always => true,
         Shown::Wide => wide,
+        Shown::WhenAny(holds) => wide || listeners.iter().any(holds),
         Shown::WhenDifferent => {
             wide || listeners
                 .windows(2)
@@ -83,15 +84,14 @@ fn line(
     }
 }
 
-/// Red: a queue was full. Yellow: a queue was at four fifths of its limit or more.
+/// Red: connections were lost in this interval, or a queue was full. Yellow: a queue was at four
+/// fifths of its limit or more.
 fn color(listener: &Listener) -> Option<&'static str> {
     let queues = [listener.accept, listener.syn];
-    let full = queues.iter().any(|queue| {
-        queue.peak.max(queue.depth).zip(queue.limit).is_some_and(|(high, limit)| high > limit)
-    });
+    let lost = listener.dropped > Some(0) || queues.iter().any(Queue::was_full);
     let near =
         || queues.iter().any(|queue| queue.limit.is_some_and(|l| l > 0) && queue.fill() >= 800);
-    if full {
+    if lost {
         Some(RED)
     } else if near() {
         Some(YELLOW)
@@ -103,7 +103,7 @@ fn color(listener: &Listener) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Owner;
+    use crate::model::{Owner, Totals};
 
     fn text(listeners: &[Listener], wide: bool, header: bool, color: bool) -> String {
         let mut out = Vec::new();
@@ -117,12 +117,13 @@ mod tests {
         other.address = "::1".parse().unwrap();
         other.port = None;
         other.accept.peak = None;
-        other.syn = crate::model::Queue::default();
+        other.syn = Queue::default();
+        other.totals = Totals::default();
         other.owners.clear();
         let expect = "\
-LISTENER      ACCEPT PEAK LIM  SYN PEAK LIM  OWNER
-0.0.0.0:8080       3  129 128    0    9 128  nginx/812 +1
-[::1]:*            3    - 128    -    -   -  -
+LISTENER      ACCQ PEAK LIM  SYNQ PEAK LIM  DROPS  OWNER
+0.0.0.0:8080     3  129 128     0    9 128    129  nginx/812 +1
+[::1]:*          3    - 128     -    -   -      -  -
 ";
         let listeners = [crate::view::sample(), other];
         assert_eq!(text(&listeners, false, true, false), expect);
@@ -140,6 +141,14 @@ LISTENER      ACCEPT PEAK LIM  SYN PEAK LIM  OWNER
     }
 
     #[test]
+    fn the_syn_queue_has_a_limit_of_its_own_at_times() {
+        let mut listener = crate::view::sample();
+        assert!(text(&[listener.clone()], false, true, false).contains("SYNQ PEAK  DROPS"));
+        listener.syn.limit = Some(96);
+        assert!(text(&[listener], false, true, false).contains("SYNQ PEAK LIM  DROPS"));
+    }
+
+    #[test]
     fn normal_rows_fit_80_columns() {
         let mut listener = crate::view::sample();
         listener.address = [203, 113, 113, 213].into();
@@ -147,6 +156,7 @@ LISTENER      ACCEPT PEAK LIM  SYN PEAK LIM  OWNER
         for queue in [&mut listener.accept, &mut listener.syn] {
             (queue.depth, queue.peak, queue.limit) = (Some(4097), Some(4097), Some(4096));
         }
+        listener.totals.drops.other = Some(99_000);
         listener.owners = vec![Owner { pid: 999_999, comm: "fifteen-letters".into(), fd: 3 }];
         for row in text(&[listener], false, true, false).lines() {
             assert!(row.len() < 80, "{} columns: {row}", row.len());

@@ -19,7 +19,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    lab::{Kind, Listener, Netns, connect, many_files, netns, ss_half_open, ss_queue},
+    lab::{Kind, Listener, Netns, connected, many_files, netns, ss_half_open, ss_queue},
     run::{Finished, Tracing, backends},
     wire::{ACK, RST, Reply, SERVER4, SERVER6, SYN, Wire},
 };
@@ -502,7 +502,7 @@ fn same_port(lab: &mut Lab<'_>, _: u64) -> Check {
     let server6 = SocketAddr::from((SERVER6, port));
     lab.fill(server6, 20_000, 2);
     assert!(lab.wire.syns(21_000, 5, server6).is_empty());
-    let clients = connect(local.address, 1);
+    let clients = connected(local.address, 1);
     Box::new(move |outcome| {
         outcome.drops(&exact.id(), &[("accept_queue_full_on_syn", 3)]);
         outcome.totals(&exact.id(), &[("syns", 5), ("established", 2)]);
@@ -769,7 +769,7 @@ fn blocked_accepts(_: &mut Lab<'_>, _: u64) -> Check {
             scope.spawn(|| listener.socket.accept().expect("accept"));
         }
         std::thread::sleep(Duration::from_millis(300));
-        drop(connect(listener.address, THREADS));
+        connected(listener.address, THREADS);
     });
     Box::new(move |outcome| {
         let id = listener.id();
@@ -814,9 +814,8 @@ fn race(_: &mut Lab<'_>, _: u64) -> Check {
         }
     };
     let one = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-        socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
-        socket.connect(&listener.address.into()).expect("connect");
+        let client = connected(listener.address, 1);
+        client[0].set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     };
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -855,7 +854,7 @@ fn race(_: &mut Lab<'_>, _: u64) -> Check {
 fn older_connections_are_known_when_they_are_accepted() {
     for &backend in backends() {
         let listener = Listener::new("127.0.0.1:0", 200);
-        let clients = connect(listener.address, 150);
+        let clients = connected(listener.address, 150);
         assert_eq!(ss_queue(listener.inode), (150, 200));
         let waiting = Instant::now();
         std::thread::sleep(Duration::from_millis(500));

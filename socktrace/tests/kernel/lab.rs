@@ -126,6 +126,17 @@ pub(crate) fn connect(address: SocketAddr, count: usize) -> Vec<Socket> {
     (0..count).map(one).collect()
 }
 
+/// Makes connections, one after another.
+pub(crate) fn connected(address: SocketAddr, count: usize) -> Vec<Socket> {
+    let one = |_| {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).expect("socket");
+        socket.connect(&address.into()).expect("connect");
+        socket
+    };
+    (0..count).map(one).collect()
+}
+
 /// The namespace of this thread.
 pub(crate) fn netns() -> u64 {
     std::fs::metadata("/proc/thread-self/ns/net").expect("namespace").ino()
