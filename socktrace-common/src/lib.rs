@@ -34,8 +34,7 @@ pub struct Slot {
     pub netns: u32,
     /// `net->mib.net_statistics`, a per-CPU pointer; 0 when it could not be read.
     pub mib: u64,
-    /// Tracepoint backend: 1 when an event could have been another listener's. Only the kernel side
-    /// writes it.
+    /// Tracepoint backend: 1 when an event could have been another listener's.
     pub ambiguous: u32,
     /// `skc_rcv_saddr`, as it lies in memory.
     pub address: u32,
@@ -197,16 +196,20 @@ pub const fn bucket_start(index: usize) -> u64 {
     (8 + eighth) << (octave + SHORTEST_LOG as u64 - 3)
 }
 
-/// A connection in an accept queue.
+/// A connection in an accept queue. Sockets come back at the same addresses, so what was accepted stays
+/// in the map, as [`NOBODY`]'s, and is written over: that costs half of taking it out and putting it in.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waiting {
+    /// Of its listener, or [`NOBODY`].
     pub slot: u32,
     pub _reserved: u32,
     /// When it got there, by `bpf_ktime_get_ns`.
     pub since_ns: u64,
 }
 const _: () = assert!(size_of::<Waiting>() == 16);
+/// [`Waiting::slot`] of an address at which no connection waits.
+pub const NOBODY: u32 = u32::MAX;
 
 /// One listener as the snapshot program read it from the kernel's memory.
 #[repr(C)]
@@ -300,7 +303,9 @@ pub mod control {
     pub const ACCEPTS: u32 = 3;
     /// 1 when the counters of all namespaces are known as they were (tracepoint backend).
     pub const COUNTING: u32 = 4;
-    pub const COUNT: u32 = 5;
+    /// 1 when the map of waiting connections is half full: what is accepted has to leave it.
+    pub const CROWDED: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.
@@ -318,7 +323,10 @@ pub mod stat {
     /// limit, and how often a request was queued when there were as many.
     pub const FULL_AT_LIMIT: u32 = 4;
     pub const QUEUED_AT_LIMIT: u32 = 5;
-    pub const COUNT: u32 = 6;
+    /// Not losses: elements that were put into the map of waiting connections, and taken out.
+    pub const WAITING_IN: u32 = 6;
+    pub const WAITING_OUT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 /// Key of the tracepoint backend's map of counters, a namespace's on a CPU.

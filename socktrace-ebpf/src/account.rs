@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    BUCKETS, Cell, IPPROTO_MPTCP, Mib, QUEUE_BATCH, Waiting, bucket, count, counters_key,
+    BUCKETS, Cell, IPPROTO_MPTCP, Mib, NOBODY, QUEUE_BATCH, Waiting, bucket, count, counters_key,
     slot_state, stat,
 };
 
@@ -61,9 +61,16 @@ const HAS_FASTOPEN: u32 = 2;
 const HAS_OPENED_FAST: u32 = 4;
 /// The segment for a half-open request is its SYN again.
 const HAS_SYN: u32 = 8;
+/// A handshake was completed, so nothing was dropped.
+const HAS_ESTABLISHED: u32 = 16;
+/// A queue may be full or the segment is a RST or a SYN: more counters than ListenDrops can move.
+const HAS_TROUBLE: u32 = 32;
 
 #[map]
 static CONTEXT: PerCpuArray<Context> = PerCpuArray::with_max_entries(1, 0);
+
+/// `net.ipv4.tcp_syncookies`: cookies are sent whatever the SYN queue's depth is.
+const COOKIES_ALWAYS: u8 = 2;
 
 /// Other CPUs may change a queue's depth by this much between the kernel's look and ours.
 const MEANWHILE: u32 = 64;
@@ -98,6 +105,13 @@ fn percpu_offset(context: &mut Context) -> Option<u64> {
     Some(context.percpu)
 }
 
+/// Whether a queue is so far from full that other CPUs cannot fill it while this one handles a
+/// segment.
+#[inline(always)]
+fn is_calm(depth: u32, limit: u32) -> bool {
+    depth < limit / 4
+}
+
 /// Reads the counters that a function may move.
 #[inline(always)]
 fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
@@ -105,10 +119,11 @@ fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
     // SAFETY: `Probe` survives any address.
     unsafe {
         to.listen = Probe::read(mib, at::MIB_OVERFLOWS.load())?;
-        if doing == doing::SYN {
+        let trouble = has & HAS_TROUBLE != 0;
+        if doing == doing::SYN && trouble {
             to.full = Probe::read(mib, at::MIB_DO_COOKIES.load())?;
         }
-        if doing != doing::ICMP {
+        if doing == doing::COOKIE || trouble {
             to.cookies = Probe::read(mib, at::MIB_COOKIES_SENT.load())?;
         }
         if doing == doing::ACK && has & HAS_DEFER != 0 {
@@ -138,14 +153,20 @@ pub(crate) unsafe fn enter<M: Mem>(doing: u32, sk: *const u8) {
 #[inline(always)]
 pub(crate) unsafe fn enter_ack<M: Mem>(sk: *const u8, skb: *const u8) {
     const SYN_RST_ACK: u8 = 0x16;
+    const SYN_RST: u8 = 0x06;
     const SYN: u8 = 0x02;
     // SAFETY: the caller's promise. The low byte is the first one.
     let flags: Option<u8> = unsafe { M::read(skb, at::SKB_CB.load() + at::TCP_CB_FLAGS.load()) };
     let Some(flags) = flags else { return };
+    let mut has = 0;
+    if flags & SYN_RST_ACK == SYN {
+        has |= HAS_SYN;
+    }
+    if flags & SYN_RST != 0 {
+        has |= HAS_TROUBLE;
+    }
     // SAFETY: the caller's promise.
-    unsafe {
-        enter_with::<M>(doing::ACK, sk, if flags & SYN_RST_ACK == SYN { HAS_SYN } else { 0 });
-    };
+    unsafe { enter_with::<M>(doing::ACK, sk, has) };
 }
 
 #[inline(always)]
@@ -164,16 +185,26 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, has: u32) {
     context.has = has;
     // SAFETY: the caller's promise.
     unsafe {
+        let Some(limit) = M::read::<u32>(sk, at::SK_MAX_ACK_BACKLOG.load()) else { return };
         let Some(tcp) = M::tcp_sock(sk) else { return };
         if doing == doing::SYN {
             let Some(depth) = M::read::<u32>(tcp, at::ICSK_QLEN.load()) else { return };
             context.syn_depth = depth;
+            let Some(net) = M::read::<*const u8>(sk, at::SK_NET.load()) else { return };
+            let Some(cookies) = M::read::<u8>(net, at::NET_SYNCOOKIES.load()) else { return };
+            if !is_calm(depth, limit) || cookies == COOKIES_ALWAYS {
+                context.has |= HAS_TROUBLE;
+            }
             let Some(most) = M::read::<u32>(tcp, at::ICSK_FASTOPEN_MAX.load()) else { return };
             if most != 0 {
                 context.has |= HAS_FASTOPEN;
             }
         }
         if doing == doing::ACK {
+            let Some(depth) = M::read::<u32>(sk, at::SK_ACK_BACKLOG.load()) else { return };
+            if !is_calm(depth, limit) {
+                context.has |= HAS_TROUBLE;
+            }
             let Some(seconds) = M::read::<u8>(tcp, at::ICSK_DEFER.load()) else { return };
             if seconds != 0 {
                 context.has |= HAS_DEFER;
@@ -212,18 +243,22 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
     context.doing = doing::NOTHING;
     let index = context.slot;
     let Some(slot) = maps::SLOTS.get(index) else { return };
-    let mut after = Mib::default();
-    let mib = slot.mib.wrapping_add(context.percpu);
-    if read(mib, doing, context.has, &mut after).is_none() {
-        return;
-    }
     let Some((cell, half)) = maps::cell(index) else { return };
-    match doing {
-        // SAFETY: the caller's promise.
-        doing::SYN => unsafe { syn::<M>(cell, context, &after, sk) },
-        doing::ACK => ack(cell, &context.before, &after, context.has),
-        doing::COOKIE => cookie(cell, &context.before, &after),
-        _ => cell.counts[count::OTHER] += after.listen[1].wrapping_sub(context.before.listen[1]),
+    if doing != doing::ACK || context.has & HAS_ESTABLISHED == 0 {
+        let before = &context.before;
+        // What is not read has not moved. (Copies, because zeroes would be written byte by byte.)
+        let mut after = *before;
+        let mib = slot.mib.wrapping_add(context.percpu);
+        if read(mib, doing, context.has, &mut after).is_none() {
+            return;
+        }
+        match doing {
+            // SAFETY: the caller's promise.
+            doing::SYN => unsafe { syn::<M>(cell, context, &after, sk) },
+            doing::ACK => ack(cell, before, &after, context.has),
+            doing::COOKIE => cookie(cell, before, &after),
+            _ => cell.counts[count::OTHER] += after.listen[1].wrapping_sub(before.listen[1]),
+        }
     }
     // SAFETY: the caller's promise.
     unsafe { listener::peaks::<M>(sk, cell, half) };
@@ -321,8 +356,7 @@ unsafe fn observe_limit<M: Mem>(sk: *const u8, before: u32, queued: bool, full: 
         }
         if full && depth == limit {
             let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) else { return };
-            // With 2, cookies are sent whatever the depth is.
-            if Probe::read::<u8>(net, at::NET_SYNCOOKIES.load()) != Some(2) {
+            if Probe::read::<u8>(net, at::NET_SYNCOOKIES.load()) != Some(COOKIES_ALWAYS) {
                 maps::count(stat::FULL_AT_LIMIT);
             }
         }
@@ -374,6 +408,9 @@ pub(crate) fn established(sk: *const u8, child: *const u8, request: *const u8) {
     };
     let Some((cell, _)) = maps::cell(index) else { return };
     cell.counts[count::ESTABLISHED] += 1;
+    if known {
+        context.has |= HAS_ESTABLISHED;
+    }
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_ns() };
     waits(child, index, now);
@@ -421,45 +458,65 @@ fn waits(child: *const u8, slot: u32, since_ns: u64) {
         return;
     }
     let waiting = Waiting { slot, _reserved: 0, since_ns };
-    if maps::WAITING.insert(child as u64, waiting, 0).is_err() {
+    if let Some(entry) = maps::WAITING.get_ptr_mut(child as u64) {
+        // SAFETY: nobody else knows the connection yet.
+        unsafe { *entry = waiting };
+    } else if maps::WAITING.insert(child as u64, waiting, 0).is_ok() {
+        maps::count(stat::WAITING_IN);
+    } else {
         maps::count(stat::NO_ROOM);
     }
 }
 
-/// `security_sock_graft(sk, parent)`: `accept()` gives a connection its file.
+/// A connection leaves the accept queue.
 #[inline(always)]
-pub(crate) fn accepted(sk: *const u8) {
+fn waited(child: *const u8) -> Option<Waiting> {
+    let entry = maps::WAITING.get_ptr_mut(child as u64)?;
+    // SAFETY: the element stays until this connection is accepted or forgotten, which is now.
+    let waiting = unsafe { *entry };
+    if waiting.slot == NOBODY {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { (*entry).slot = NOBODY };
+    if maps::crowded() && maps::WAITING.remove(child as u64).is_ok() {
+        maps::count(stat::WAITING_OUT);
+    }
+    Some(waiting)
+}
+
+/// `security_sock_graft(sk, parent)`: `accept()` gives a connection its file.
+///
+/// # Safety
+/// `sk` must be a `struct sock` pointer that `M` may read.
+#[inline(always)]
+pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8) {
     // What was queued for an MPTCP connection is its first subflow.
     let mut child = sk;
-    // SAFETY: `Probe` survives any address.
-    unsafe {
-        if present(at::MPTCP_FIRST.load())
-            && Probe::read::<u16>(sk, at::SK_PROTOCOL.load()) == Some(IPPROTO_MPTCP)
-        {
-            let Some(first) = Probe::read(sk, at::MPTCP_FIRST.load()) else { return };
+    if present(at::MPTCP_FIRST.load()) {
+        // SAFETY: the caller's promise.
+        let protocol: Option<u16> = unsafe { M::read(sk, at::SK_PROTOCOL.load()) };
+        if protocol == Some(IPPROTO_MPTCP) {
+            // SAFETY: `Probe` survives any address.
+            let first: Option<*const u8> = unsafe { Probe::read(sk, at::MPTCP_FIRST.load()) };
+            let Some(first) = first else { return };
             child = first;
         }
     }
-    // SAFETY: the value is copied at once.
-    let Some(Waiting { slot, since_ns, .. }) =
-        (unsafe { maps::WAITING.get(child as u64) }).copied()
-    else {
-        return;
-    };
-    let _ = maps::WAITING.remove(child as u64);
+    let Some(Waiting { slot, since_ns, .. }) = waited(child) else { return };
     let Some((cell, _)) = maps::cell(slot) else { return };
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_ns() };
-    let waited = now.saturating_sub(since_ns);
+    let took = now.saturating_sub(since_ns);
     cell.counts[count::ACCEPTED] += 1;
-    cell.counts[count::WAIT_NS] += waited;
+    cell.counts[count::WAIT_NS] += took;
     cell.accepted_ns = now;
-    if waited > cell.wait_max_ns {
-        cell.wait_max_ns = waited;
+    if took > cell.wait_max_ns {
+        cell.wait_max_ns = took;
     }
     if let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(slot) {
         // SAFETY: array elements live as long as the map.
-        unsafe { add(&raw mut (*histograms).accept_wait, waited) };
+        unsafe { add(&raw mut (*histograms).accept_wait, took) };
     }
 }
 
@@ -490,11 +547,7 @@ unsafe fn add(histogram: *mut [u64; BUCKETS], ns: u64) {
 /// `inet_child_forget(sk, req, child)`: a connection is reset because its listener closed.
 #[inline(always)]
 pub(crate) fn forgotten(child: *const u8) {
-    // SAFETY: the value is copied at once.
-    let Some(waiting) = (unsafe { maps::WAITING.get(child as u64) }).copied() else {
-        return;
-    };
-    let _ = maps::WAITING.remove(child as u64);
+    let Some(waiting) = waited(child) else { return };
     // What was in the queue when the listener closed was read there; this one came after.
     let doing = now_doing();
     if (doing == doing::ACK || doing == doing::COOKIE || doing == doing::SYN)
@@ -520,6 +573,7 @@ pub(crate) fn migrates(request: *const u8, sk: *const u8) {
     if let Some(waiting) = maps::WAITING.get_ptr_mut(child) {
         // SAFETY: the element stays until this connection is accepted or forgotten.
         let from = unsafe { core::mem::replace(&mut (*waiting).slot, to) };
+        // `NOBODY` has no cell.
         if let Some((cell, _)) = maps::cell(from) {
             cell.counts[count::MIGRATED_OUT] += 1;
         }
@@ -597,17 +651,16 @@ pub(crate) fn happened(doing: u32, index: u32, again: bool) {
     if slot.mib == 0 {
         return;
     }
-    // Everything that these events can move.
-    let mut after = Mib::default();
-    if read(slot.mib.wrapping_add(offset), doing::SYN, 0, &mut after).is_none() {
+    // Everything that these events can move. (A copy, because zeroes would be written byte by byte.)
+    let mut after = context.before;
+    if read(slot.mib.wrapping_add(offset), doing::SYN, HAS_TROUBLE, &mut after).is_none() {
         return;
     }
     // SAFETY: a plain helper call.
     let key = counters_key(slot.netns, unsafe { bpf_get_smp_processor_id() });
-    let mut before = Mib::default();
-    if let Some(last) = maps::COUNTERS.get_ptr_mut(key) {
+    let before = if let Some(last) = maps::COUNTERS.get_ptr_mut(key) {
         // SAFETY: the element is this CPU's; it is never removed.
-        before = unsafe { core::mem::replace(&mut *last, after) };
+        unsafe { core::mem::replace(&mut *last, after) }
     } else {
         // SAFETY: nothing is read through the reference.
         let old = unsafe { maps::OLD.get(slot.netns) }.is_some();
@@ -616,10 +669,12 @@ pub(crate) fn happened(doing: u32, index: u32, again: bool) {
         }
         // A younger namespace began at zero; what an older one had is not known.
         if old {
-            before = after;
             slot.ambiguous = 1;
+            after
+        } else {
+            Mib::default()
         }
-    }
+    };
     let Some((cell, _)) = maps::cell(index) else { return };
     match doing {
         doing::SYN => {
@@ -648,7 +703,7 @@ pub(crate) fn note_counters(ctx: RawTracePointContext) -> i32 {
     let Some(context) = context() else { return 0 };
     let Some(offset) = percpu_offset(context) else { return 0 };
     let mut now = Mib::default();
-    if read(mib.wrapping_add(offset), doing::SYN, 0, &mut now).is_some() {
+    if read(mib.wrapping_add(offset), doing::SYN, HAS_TROUBLE, &mut now).is_some() {
         // SAFETY: a plain helper call.
         let key = counters_key(netns, unsafe { bpf_get_smp_processor_id() });
         // What there is no room for is counted as a loss when it is missed.
@@ -684,7 +739,9 @@ pub(crate) fn adopt_queue(ctx: RawTracePointContext) -> i32 {
             let since_ns = waiting_since(child as *const u8).unwrap_or(0);
             let waiting = Waiting { slot: index, _reserved: 0, since_ns };
             // One that the programs noted themselves is there already.
-            let _ = maps::WAITING.insert(child, waiting, BPF_NOEXIST.into());
+            if maps::WAITING.insert(child, waiting, BPF_NOEXIST.into()).is_ok() {
+                maps::count(stat::WAITING_IN);
+            }
             let Some(next) = Probe::read(request, at::REQ_NEXT.load()) else { return 0 };
             request = next;
             maps::answer(i + 1);

@@ -160,7 +160,8 @@ pub(crate) fn fentry_queue_add(ctx: FEntryContext) -> i32 {
 /// `void security_sock_graft(struct sock *sk, struct socket *parent)`
 #[fentry]
 pub(crate) fn fentry_sock_graft(ctx: FEntryContext) -> i32 {
-    account::accepted(ctx.arg(0));
+    // SAFETY: the argument is a `struct sock`.
+    unsafe { account::accepted::<Direct>(ctx.arg(0)) };
     0
 }
 

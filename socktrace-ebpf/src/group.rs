@@ -2,6 +2,7 @@
 //! listener they belong to. The kernel side only ever puts a listener in front; the user side takes
 //! closed ones out.
 
+use aya_ebpf::{macros::map, maps::PerCpuArray};
 use socktrace_common::{
     AF_INET, AF_INET6, GROUP_MAX, SLOT_LINKED, Slot, port_key, slot_state, stat,
 };
@@ -41,64 +42,79 @@ pub(crate) struct Local {
 
 /// The listener of a port that the kernel gives something for this address to (`compute_score`,
 /// net/ipv4/inet_hashtables.c and net/ipv6/inet6_hashtables.c): an exact address goes before any
-/// address, IPv4 before both families. Which of several equals it was is not known: they are marked,
-/// and one of them is returned all the same, so that their namespace's sum stays right.
+/// address, IPv4 before both families. Of several equals one is returned, so that their namespace's
+/// sum stays right; the user side knows that it may have been another.
 #[inline(always)]
 pub(crate) fn find(key: u64, to: &Local) -> Option<u32> {
     // SAFETY: the value is copied at once.
     let mut next = unsafe { maps::PORTS.get(key) }.copied()?;
-    let mut best = 0;
-    let mut found = 0;
+    // In memory: the verifier would follow every way through the loop for each value of a register.
+    let best = BEST.get_ptr_mut(0)?;
+    // SAFETY: the element belongs to this CPU, and packets are handled with bottom halves off.
+    let best = unsafe { &mut *best };
+    *best = Best { score: 0, found: 0 };
     for _ in 0..GROUP_MAX {
         if next == 0 {
             break;
         }
-        let index = next - 1;
-        let slot = maps::SLOTS.get_ptr_mut(index)?;
-        // SAFETY: array elements live as long as the map.
-        let slot = unsafe { &mut *slot };
-        let score = if slot.state == slot_state::OPEN { score(slot, to) } else { 0 };
-        if score > best {
-            best = score;
-            found = index;
-        } else if score == best && score != 0 {
-            slot.ambiguous = 1;
-            if let Some(first) = maps::SLOTS.get_ptr_mut(found) {
-                // SAFETY: as above.
-                unsafe { (*first).ambiguous = 1 };
-            }
+        let slot = maps::SLOTS.get(next - 1)?;
+        let score = score(slot, to);
+        if score > best.score {
+            *best = Best { score, found: next.into() };
         }
         next = slot.next;
     }
-    (best != 0).then_some(found)
+    (best.found as u32).checked_sub(1)
 }
 
+#[repr(C)]
+struct Best {
+    score: u64,
+    /// The slot plus one, 0 for none.
+    found: u64,
+}
+
+#[map]
+static BEST: PerCpuArray<Best> = PerCpuArray::with_max_entries(1, 0);
+
+/// Without a branch: in a loop, the verifier follows every way through all of them.
 #[inline(always)]
-fn score(slot: &Slot, to: &Local) -> u32 {
-    const EXACT: u32 = 4;
-    const ANY: u32 = 2;
-    if to.family == AF_INET6 {
-        return if slot.family != AF_INET6 {
-            0
-        } else if slot.address6[0] == to.address6[0] && slot.address6[1] == to.address6[1] {
-            EXACT
-        } else if slot.address6[0] | slot.address6[1] == 0 {
-            ANY
-        } else {
-            0
-        };
+fn score(slot: &Slot, to: &Local) -> u64 {
+    let to6 = is_zero(u64::from(to.family ^ AF_INET6));
+    let to4 = 1 - to6;
+    let only4 = 1 - is_zero(u64::from(slot.family ^ AF_INET6));
+    let (a, b) = (slot.address6[0], slot.address6[1]);
+    let other6 = (a ^ to.address6[0]) | (b ^ to.address6[1]);
+    let exact = to6 * is_zero(other6) + to4 * is_zero(u64::from(slot.address ^ to.address));
+    let any = to6 * is_zero(a | b) + to4 * is_zero(u64::from(slot.address));
+    let fits = to6 * (1 - only4) + to4 * (only4 | is_zero(u64::from(slot.v6only)));
+    let open = is_zero(u64::from(slot.state ^ slot_state::OPEN));
+    open * fits * (exact * 4 + any * 2 + (exact | any) * only4)
+}
+
+/// 1 for 0, else 0. In assembly, because the compiler would make a branch of it.
+#[inline(always)]
+fn is_zero(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let zero: u64;
+        // The sign of what is not zero, or of its opposite, is set.
+        // SAFETY: registers only.
+        unsafe {
+            core::arch::asm!(
+                "{zero} = {value}",
+                "{zero} = -{zero}",
+                "{zero} |= {value}",
+                "{zero} >>= 63",
+                "{zero} ^= 1",
+                value = in(reg) value,
+                zero = out(reg) zero,
+            );
+        }
+        zero
     }
-    if slot.family == AF_INET6 && slot.v6only != 0 {
-        return 0;
-    }
-    let ipv4 = u32::from(slot.family == AF_INET);
-    if slot.address == to.address {
-        EXACT + ipv4
-    } else if slot.address == 0 {
-        ANY + ipv4
-    } else {
-        0
-    }
+    #[cfg(not(target_arch = "bpf"))]
+    u64::from(value == 0)
 }
 
 /// A connection was put into the accept queue of a listener.

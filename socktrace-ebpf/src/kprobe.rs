@@ -173,7 +173,8 @@ pub(crate) fn kprobe_queue_add(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub(crate) fn kprobe_sock_graft(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(0) {
-        account::accepted(sk);
+        // SAFETY: `Probe` survives any address.
+        unsafe { account::accepted::<Probe>(sk) };
     }
     0
 }

@@ -19,7 +19,7 @@ pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE
 static CELLS: Array<Cell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static HISTOGRAMS: Array<Histograms> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static HISTOGRAMS: Array<Histograms> = Array::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static READINGS: Array<Reading> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -99,6 +99,12 @@ pub(crate) fn go_on(address: u64) {
         // SAFETY: array elements live as long as the map.
         unsafe { (*entry).task = address };
     }
+}
+
+/// Whether connections that are accepted have to leave the map of those that wait.
+#[inline(always)]
+pub(crate) fn crowded() -> bool {
+    CONTROL.get(control::CROWDED).is_some_and(|&on| on == 1)
 }
 
 /// Tells the user side something about the program that runs on request.

@@ -9,6 +9,8 @@ use aya::{
     },
 };
 
+use socktrace_common::{Cell, Histograms, Reading, Slot};
+
 use super::{
     backend::{Backend, Hook, Kind, Need},
     layout::{BTF_PATH, Layout},
@@ -26,11 +28,20 @@ pub struct Options {
     pub cpus: u32,
 }
 
+impl Options {
+    /// Memory of the kernel side for each listener that there is room for.
+    #[must_use]
+    pub fn bytes_a_listener(cpus: u32) -> u64 {
+        let cells = size_of::<Cell>() as u64 * u64::from(cpus);
+        cells + (size_of::<Slot>() + size_of::<Reading>() + size_of::<Histograms>()) as u64
+    }
+}
+
 /// Network namespaces, times CPUs, whose counters the tracepoint backend can follow.
 const MOST_COUNTERS: u32 = 1 << 13;
 
 /// Connections in accept queues that can be kept account of at once, on all listeners together.
-const MOST_WAITING: u32 = 1 << 16;
+pub(super) const MOST_WAITING: u32 = 1 << 16;
 
 /// The running kernel's type information, read once.
 #[derive(Debug)]

@@ -74,13 +74,24 @@ impl<T: Copy> Shared<T> {
         unsafe { self.at(index).write_volatile(value) }
     }
 
-    /// Writes one field at its byte offset and leaves the others to the kernel side.
-    pub(super) fn write_u32(&self, index: u32, offset: usize, value: u32) {
+    /// Reads one field at its byte offset.
+    pub(super) fn read_u32(&self, index: u32, offset: usize) -> u32 {
+        // SAFETY: within the element.
+        unsafe { self.field(index, offset).read_volatile() }
+    }
+
+    fn field(&self, index: u32, offset: usize) -> *mut u32 {
         assert!(
             offset + size_of::<u32>() <= size_of::<T>() && offset.is_multiple_of(align_of::<u32>())
         );
         // SAFETY: within the element, checked above.
-        unsafe { self.at(index).cast::<u8>().add(offset).cast::<u32>().write_volatile(value) }
+        unsafe { self.at(index).cast::<u8>().add(offset).cast() }
+    }
+
+    /// Writes one field at its byte offset and leaves the others to the kernel side.
+    pub(super) fn write_u32(&self, index: u32, offset: usize, value: u32) {
+        // SAFETY: within the element.
+        unsafe { self.field(index, offset).write_volatile(value) }
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
-    maps::{HashMap, Map, MapData, PerCpuArray, Stack},
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, Stack},
 };
 use socktrace_common::{
     BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES, Reading,
@@ -20,7 +20,7 @@ use super::{
     adopt::{self, Answers},
     backend::Backend,
     log,
-    object::{self, Attempt, KernelBtf, Options},
+    object::{self, Attempt, KernelBtf, MOST_WAITING, Options},
     shared::Shared,
     times::times,
 };
@@ -98,6 +98,25 @@ impl Lost {
     }
 }
 
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Samples(Histograms);
+
+// SAFETY: made of integers, without padding.
+unsafe impl Pod for Samples {}
+
+/// Which of a port's listeners cannot be told from another one that was open at the same time: packets
+/// come to all of them at the same address.
+fn alike(members: &[&mut Tracked]) -> Vec<usize> {
+    let address = |t: &Tracked| (t.slot.family, t.slot.address, t.slot.address6, t.slot.v6only);
+    let before = |a: &Tracked, b: &Tracked| a.closed() && a.slot.closed_ns <= b.slot.opened_ns;
+    let same = |a: &Tracked, b: &Tracked| {
+        a.index != b.index && address(a) == address(b) && !before(a, b) && !before(b, a)
+    };
+    let found = |a: &Tracked| members.iter().any(|b| same(a, b));
+    (0..members.len()).filter(|&index| found(members[index])).collect()
+}
+
 /// A histogram without samples.
 const EMPTY: Histograms = Histograms { accept_wait: [0; BUCKETS], handshake: [0; BUCKETS] };
 
@@ -150,7 +169,9 @@ pub struct Tracer {
     slots: Shared<Slot>,
     cells: Shared<Cell>,
     readings: Shared<Reading>,
-    histograms: Shared<Histograms>,
+    /// Read by system calls, and only where there are samples: mapped, it would be most of the
+    /// memory.
+    histograms: Array<MapData, Samples>,
     tasks: Shared<TaskEntry>,
     control: Shared<u32>,
     free: Stack<MapData, u32>,
@@ -217,7 +238,7 @@ impl Tracer {
             slots: Shared::new("SLOTS", map("SLOTS")?, slots)?,
             cells: Shared::new("CELLS", map("CELLS")?, slots * options.cpus)?,
             readings: Shared::new("READINGS", map("READINGS")?, slots)?,
-            histograms: Shared::new("HISTOGRAMS", map("HISTOGRAMS")?, slots)?,
+            histograms: map("HISTOGRAMS")?.try_into().map_err(damaged())?,
             tasks: Shared::new("TASKS", map("TASKS")?, WALK_BATCH + 1)?,
             control: Shared::new("CONTROL", map("CONTROL")?, control::COUNT)?,
             free: map("FREE")?.try_into().map_err(damaged())?,
@@ -343,6 +364,9 @@ impl Tracer {
         self.release()?;
         let ended = self.control.read(control::EPOCH);
         self.control.write(control::EPOCH, ended.wrapping_add(1));
+        let waiting = self.stat(stat::WAITING_IN).saturating_sub(self.stat(stat::WAITING_OUT));
+        let crowded = waiting > u64::from(MOST_WAITING / 2);
+        self.control.write(control::CROWDED, crowded.into());
         let mut tracked = self.read(ended)?;
         self.reported = std::mem::take(&mut self.closed);
         self.relink(&mut tracked)?;
@@ -358,7 +382,7 @@ impl Tracer {
     fn used(&self) -> u32 {
         (0..self.slots.len())
             .rev()
-            .find(|&index| self.slots.read(index).state != slot_state::FREE)
+            .find(|&index| self.slots.read_u32(index, offset_of!(Slot, state)) != slot_state::FREE)
             .map_or(0, |last| last + 1)
     }
 
@@ -432,9 +456,9 @@ impl Tracer {
             }
         }
         let any = t.counts[count::ACCEPTED] + t.counts[count::HANDSHAKES] > 0;
-        let histograms = any.then(|| self.histograms.read(index));
+        let histograms = any.then(|| self.histograms.get(&index, 0).ok()).flatten();
         let times = |buckets: fn(&Histograms) -> &[u64; BUCKETS], max| {
-            histograms.as_ref().map_or_else(Times::default, |all| times(buckets(all), max))
+            histograms.as_ref().map_or_else(Times::default, |Samples(all)| times(buckets(all), max))
         };
         t.accept_wait = t.count(count::ACCEPTED).map(|_| times(|all| &all.accept_wait, wait_max));
         t.handshake =
@@ -473,7 +497,9 @@ impl Tracer {
                 self.cells.write(index * self.cpus + cpu, Cell::default());
             }
             if counts[count::ACCEPTED] + counts[count::HANDSHAKES] > 0 {
-                self.histograms.write(index, EMPTY);
+                self.histograms
+                    .set(index, Samples(EMPTY), 0)
+                    .map_err(Error::run("cannot clear a slot's histograms"))?;
             }
             self.readings.write(index, Reading::default());
             self.slots.write(index, Slot::default());
@@ -495,6 +521,10 @@ impl Tracer {
             ports.entry(port_key(t.reading.netns, t.reading.port)).or_default().push(t);
         }
         for (key, mut members) in ports {
+            for index in alike(&members) {
+                self.slots.write_u32(members[index].index, offset_of!(Slot, ambiguous), 1);
+                members[index].known &= CERTAIN;
+            }
             let linked = self.chain(key, members.len());
             let seen = &linked[..linked.len().min(GROUP_MAX as usize)];
             members.retain_mut(|t| {
@@ -569,12 +599,33 @@ impl Tracer {
 
     /// The kernel counts them per program since 5.12 (`bpf_prog_show_fdinfo`).
     fn recursion_misses(&self) -> u64 {
-        let misses = |name: &&str| -> Option<u64> {
-            let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
-            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            line.trim().parse().ok()
-        };
+        let misses = |name: &&str| number(&self.fdinfo(name)?, "recursion_misses:");
         self.attempt.attached.iter().filter_map(misses).sum()
     }
+
+    /// What the programs cost so far: nanoseconds only where `kernel.bpf_stats_enabled` is on.
+    pub fn log_cost(&self) {
+        for name in
+            self.attempt.attached.iter().filter(|_| ::log::log_enabled!(::log::Level::Debug))
+        {
+            let Some(info) = self.fdinfo(name) else { continue };
+            let get = |key| number(&info, key).unwrap_or(0);
+            let (runs, ns) = (get("run_cnt:"), get("run_time_ns:"));
+            ::log::debug!(
+                "{name}: {runs} runs, {} ns each; the verifier looked at {} instructions",
+                ns.checked_div(runs).unwrap_or(0),
+                get("verified_insns:")
+            );
+        }
+    }
+
+    fn fdinfo(&self, name: &str) -> Option<String> {
+        let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()
+    }
+}
+
+/// The number behind a word of a `/proc/PID/fdinfo` file.
+fn number(info: &str, key: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
 }

@@ -54,19 +54,21 @@ fn proc() -> &'static Path {
 
 /// Room for the listeners: twice as many as there are, bounded by what per-CPU cells would take.
 fn options(listeners: usize, wanted: Option<u32>) -> Result<Options> {
-    const LEAST: u32 = 8192;
+    const LEAST: u32 = 2048;
     const MOST: u32 = 1 << 20;
-    // 64 MiB of cells.
-    const LEAST_CELLS: u32 = 1 << 20;
+    // 80 MiB of cells.
+    const LEAST_CELLS: u32 = 1 << 18;
+    // 8 GiB: more than anyone means.
+    const MOST_CELLS: u64 = 8 << 30;
     let cpus = possible_cpus(Path::new("/sys"));
     let twice = u32::try_from(listeners).unwrap_or(MOST).saturating_mul(2);
     let least = LEAST.min(LEAST_CELLS / cpus);
     let max_listeners = wanted.unwrap_or_else(|| twice.clamp(least, MOST).next_power_of_two());
-    // One cell of 64 bytes a listener and CPU: 4 GiB is more than anyone means.
-    if max_listeners.checked_mul(cpus).is_none_or(|cells| cells > 1 << 26) {
+    let size = Options::bytes_a_listener(cpus);
+    if u64::from(max_listeners) * size > MOST_CELLS {
         return Err(Error::Usage(format!(
             "--max-listeners {max_listeners} takes too much memory on {cpus} CPUs; give less than {}",
-            (1_u32 << 26) / cpus
+            MOST_CELLS / size
         )));
     }
     Ok(Options { max_listeners, cpus })

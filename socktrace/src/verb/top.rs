@@ -297,6 +297,7 @@ impl Top {
             self.tracer.lost().total(),
             self.reconcile(),
         );
+        self.tracer.log_cost();
         if self.printer.is_json() {
             self.printer.record(&summary)?;
         }
