@@ -3,9 +3,7 @@
 //! closed ones out.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use socktrace_common::{
-    AF_INET, AF_INET6, GROUP_MAX, SLOT_LINKED, Slot, port_key, slot_state, stat,
-};
+use socktrace_common::{AF_INET6, GROUP_MAX, SLOT_LINKED, Slot, port_key, slot_state, stat};
 
 use crate::{
     account::{self, doing},
@@ -117,7 +115,7 @@ fn is_zero(value: u64) -> u64 {
     u64::from(value == 0)
 }
 
-/// A connection was put into the accept queue of a listener.
+/// A connection of a listener begins, as a copy of it.
 #[inline(always)]
 pub(crate) fn established(child: *const u8) {
     // SAFETY: `Probe` survives any address.
@@ -129,11 +127,6 @@ pub(crate) fn established(child: *const u8) {
         if family == AF_INET6 {
             let Some(address6) = Probe::read(child, at::SK_V6_RCV_SADDR.load()) else { return };
             to.address6 = address6;
-            // A client of IPv4: `::ffff:a.b.c.d`.
-            const MAPPED: u32 = u32::from_be(0xffff);
-            if address6[0] == 0 && address6[1] as u32 == MAPPED {
-                to.family = AF_INET;
-            }
         }
         if let Some(index) = find(key, &to) {
             account::happened(doing::ACK, index, false);

@@ -18,18 +18,18 @@ use crate::{
 
 /// `sock:inet_sock_set_state (const struct sock *sk, int oldstate, int newstate)`
 ///
-/// A child that becomes ESTABLISHED was put into its listener's accept queue just before
-/// (`tcp_child_process`).
+/// A connection begins as a copy of its listener that goes from LISTEN to SYN_RECV
+/// (`inet_csk_clone_lock`), its addresses still the listener's. When it becomes ESTABLISHED it was put
+/// into the accept queue just before (`tcp_child_process`); one that is accepted and reset at once never
+/// does.
 #[btf_tracepoint]
 pub(crate) fn tp_set_state(ctx: BtfTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let old = ctx.arg::<u64>(1) as u8;
     let new = ctx.arg::<u64>(2) as u8;
     match (old, new) {
-        (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) => {
-            group::established(sk);
-            group::note_all_of(sk);
-        }
+        (tcp_state::LISTEN, tcp_state::SYN_RECV) => group::established(sk),
+        (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) => group::note_all_of(sk),
         (_, tcp_state::LISTEN) => listener::open(sk),
         (tcp_state::LISTEN, tcp_state::CLOSE) => listener::close(sk),
         _ => {}

@@ -35,6 +35,7 @@ impl Reply {
 
 /// The server's and the client's side of the wire.
 pub(crate) const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
+pub(crate) const BROADCAST4: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 255);
 const CLIENT4: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 2);
 pub(crate) const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcb, 0, 0, 0, 0, 0, 1);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcb, 0, 0, 0, 0, 0, 2);
