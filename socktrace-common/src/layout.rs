@@ -44,6 +44,7 @@ macro_rules! for_each_field {
             TCP_IS_MPTCP "tcp_sock" "is_mptcp" optional bytes;
             MPTCP_FIRST "mptcp_sock" "first" optional bytes;
             NET_INUM "net" "ns.inum" required bytes;
+            NET_MIX "net" "hash_mix" required bytes;
             NET_SOMAXCONN "net" "core.sysctl_somaxconn" required bytes;
             NET_SYNCOOKIES "net" "ipv4.sysctl_tcp_syncookies" required bytes;
             NET_MAX_SYN_BACKLOG "net" "ipv4.sysctl_max_syn_backlog" required bytes;
@@ -69,6 +70,7 @@ macro_rules! for_each_field {
             SKB_NETWORK "sk_buff" "network_header" required bytes;
             SKB_HEAD "sk_buff" "head" required bytes;
             SKB_TRANSPORT "sk_buff" "transport_header" required bytes;
+            SKB_DEV "sk_buff" "dev" required bytes;
             SKB_PROTOCOL "sk_buff" "protocol" required bytes;
             SKB_DST "sk_buff" "_skb_refdst" required bytes;
             DST_DEV "dst_entry" "dev" required bytes;

@@ -43,9 +43,26 @@ pub struct Slot {
     pub family: u16,
     /// 1 when it answers IPv6 only.
     pub v6only: u16,
-    pub _reserved: [u32; 3],
+    /// `skc_num` when it began to listen; 0 when it was not chosen yet.
+    pub port: u16,
+    pub _padding: u16,
+    /// `net.hash_mix`, a random number: another namespace may get the inode number of a dead one.
+    pub mix: u32,
+    /// Depths of both queues when it ceased to listen.
+    pub closed_accept: u32,
+    pub closed_syn: u32,
+    pub _reserved: u32,
 }
-const _: () = assert!(size_of::<Slot>() == 96);
+const _: () = assert!(size_of::<Slot>() == 104);
+
+impl Slot {
+    /// Tells its namespace from every other, dead ones too, as far as 32 bits do.
+    #[must_use]
+    #[inline(always)]
+    pub const fn netns_id(&self) -> u32 {
+        self.netns ^ self.mix
+    }
+}
 
 /// Values of [`Slot::state`]. Not an enum: the value crosses the kernel boundary.
 pub mod slot_state {
@@ -301,11 +318,19 @@ pub mod control {
     pub const ANSWER: u32 = 2;
     /// 1 when `accept()` can be seen, so that connections in the queue are kept account of.
     pub const ACCEPTS: u32 = 3;
-    /// 1 when the counters of all namespaces are known as they were (tracepoint backend).
+    /// Tracepoint backend: one of the `COUNTING_*`.
     pub const COUNTING: u32 = 4;
     /// 1 when the map of waiting connections is half full: what is accepted has to leave it.
     pub const CROWDED: u32 = 5;
     pub const COUNT: u32 = 6;
+}
+
+/// Values of [`control::COUNTING`]. While the counters of all namespaces are noted, an event without a
+/// note only makes one.
+pub mod counting {
+    pub const OFF: u32 = 0;
+    pub const NOTING: u32 = 1;
+    pub const ON: u32 = 2;
 }
 
 /// Indices of the `STATS` map: what the kernel side could not do, per CPU.
@@ -329,10 +354,10 @@ pub mod stat {
     pub const COUNT: u32 = 8;
 }
 
-/// Key of the tracepoint backend's map of counters, a namespace's on a CPU.
+/// Key of the tracepoint backend's map of counters, a namespace's ([`Slot::netns_id`]) on a CPU.
 #[must_use]
-pub const fn counters_key(netns: u32, cpu: u32) -> u64 {
-    ((netns as u64) << 32) | cpu as u64
+pub const fn counters_key(netns_id: u32, cpu: u32) -> u64 {
+    ((netns_id as u64) << 32) | cpu as u64
 }
 
 /// Key of the tracepoint backend's (netns, port) map.

@@ -7,19 +7,22 @@
 //! [`Context`] where it is.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{
+        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::bpf_get_current_task,
+    },
     macros::{map, raw_tracepoint},
     maps::PerCpuArray,
     programs::RawTracePointContext,
 };
 use socktrace_common::{
     BUCKETS, Cell, IPPROTO_MPTCP, Mib, NOBODY, QUEUE_BATCH, Waiting, bucket, count, counters_key,
-    slot_state, stat,
+    counting, slot_state, stat,
 };
 
 use crate::{
-    layout as at, listener, maps,
+    adopt, layout as at, listener, maps,
     mem::{Mem, Probe, present},
 };
 
@@ -640,7 +643,8 @@ fn is_queued(request: *const u8) -> bool {
 /// have moved on this CPU since the event before. `doing` says what.
 #[inline(always)]
 pub(crate) fn happened(doing: u32, index: u32, again: bool) {
-    if !maps::counting() {
+    let phase = maps::counting_phase();
+    if phase == counting::OFF {
         return;
     }
     let Some(slot) = maps::SLOTS.get_ptr_mut(index) else { return };
@@ -657,18 +661,22 @@ pub(crate) fn happened(doing: u32, index: u32, again: bool) {
         return;
     }
     // SAFETY: a plain helper call.
-    let key = counters_key(slot.netns, unsafe { bpf_get_smp_processor_id() });
+    let key = counters_key(slot.netns_id(), unsafe { bpf_get_smp_processor_id() });
     let before = if let Some(last) = maps::COUNTERS.get_ptr_mut(key) {
         // SAFETY: the element is this CPU's; it is never removed.
         unsafe { core::mem::replace(&mut *last, after) }
     } else {
         // SAFETY: nothing is read through the reference.
-        let old = unsafe { maps::OLD.get(slot.netns) }.is_some();
-        if maps::COUNTERS.insert(key, after, 0).is_err() {
+        let old = unsafe { maps::OLD.get(slot.netns_id()) }.is_some();
+        let full = maps::COUNTERS.insert(key, after, 0).is_err();
+        if full {
             maps::count(stat::NO_ROOM);
         }
+        if phase == counting::NOTING {
+            return;
+        }
         // A younger namespace began at zero; what an older one had is not known.
-        if old {
+        if old || full {
             slot.ambiguous = 1;
             after
         } else {
@@ -694,20 +702,39 @@ pub(crate) fn happened(doing: u32, index: u32, again: bool) {
     }
 }
 
-/// Tracepoint backend: notes the counters of the namespace `arg(0)`, a per-CPU pointer to which is
-/// `arg(1)`, on the CPU that this runs on.
+/// Tells which namespace the socket behind file descriptor `arg(0)` of the caller is in: answers its
+/// `hash_mix`, and in the last element of `TASKS` the per-CPU pointer to its counters.
+#[raw_tracepoint]
+pub(crate) fn identify(ctx: RawTracePointContext) -> i32 {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        let Some(sk) = adopt::fd_to_sk(task, ctx.arg(0)) else { return 0 };
+        let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) else { return 0 };
+        let Some(mib) = Probe::read(net, at::NET_STATISTICS.load()) else { return 0 };
+        let Some(mix) = Probe::read(net, at::NET_MIX.load()) else { return 0 };
+        maps::go_on(mib);
+        maps::answer(mix);
+    }
+    0
+}
+
+/// Tracepoint backend: notes the counters of the namespace `arg(0)` (`Slot::netns_id`), a per-CPU
+/// pointer to which is `arg(1)`, on the CPU that this runs on; with `arg(2)` anew.
 #[raw_tracepoint]
 pub(crate) fn note_counters(ctx: RawTracePointContext) -> i32 {
     let netns = ctx.arg::<u64>(0) as u32;
     let mib: u64 = ctx.arg(1);
+    let anew: u64 = ctx.arg(2);
     let Some(context) = context() else { return 0 };
     let Some(offset) = percpu_offset(context) else { return 0 };
     let mut now = Mib::default();
     if read(mib.wrapping_add(offset), doing::SYN, HAS_TROUBLE, &mut now).is_some() {
         // SAFETY: a plain helper call.
         let key = counters_key(netns, unsafe { bpf_get_smp_processor_id() });
+        let flag = if anew == 0 { BPF_NOEXIST } else { BPF_ANY };
         // What there is no room for is counted as a loss when it is missed.
-        let _ = maps::COUNTERS.insert(key, now, 0);
+        let _ = maps::COUNTERS.insert(key, now, flag.into());
     }
     0
 }

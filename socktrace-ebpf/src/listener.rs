@@ -84,12 +84,18 @@ fn new(sk: *const u8) -> Slot {
             if let Some(mib) = Probe::read(net, layout::NET_STATISTICS.load()) {
                 slot.mib = mib;
             }
+            if let Some(mix) = Probe::read(net, layout::NET_MIX.load()) {
+                slot.mix = mix;
+            }
         }
         if let Some(family) = Probe::read(sk, layout::SK_FAMILY.load()) {
             slot.family = family;
         }
         if let Some(address) = Probe::read(sk, layout::SK_RCV_SADDR.load()) {
             slot.address = address;
+        }
+        if let Some(port) = Probe::read(sk, layout::SK_NUM.load()) {
+            slot.port = port;
         }
         if slot.family == AF_INET6 && present(layout::SK_V6_RCV_SADDR.load()) {
             if let Some(address) = Probe::read(sk, layout::SK_V6_RCV_SADDR.load()) {
@@ -121,6 +127,16 @@ pub(crate) fn close(sk: *const u8) {
         return;
     };
     snapshot::read(sk, index);
+    // A snapshot on another CPU may read it once more, after it was emptied.
+    if let Some(reading) = maps::READINGS.get(index)
+        && let Some(slot) = maps::SLOTS.get_ptr_mut(index)
+    {
+        // SAFETY: array elements live as long as the map.
+        unsafe {
+            (*slot).closed_accept = reading.accept_depth;
+            (*slot).closed_syn = reading.syn_depth;
+        }
+    }
     mark_closed(index, 0);
     maps::forget(sk);
     debug!(&(), "listener in slot {} closed", index);

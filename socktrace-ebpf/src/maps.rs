@@ -4,10 +4,11 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
+    maps::{Array, HashMap, LruHashMap, Stack},
 };
 use socktrace_common::{
-    Cell, Histograms, Mib, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, slot_state, stat,
+    Cell, Histograms, Mib, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, counting,
+    slot_state, stat,
 };
 
 use crate::layout;
@@ -19,7 +20,7 @@ pub(crate) static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE
 static CELLS: Array<Cell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static HISTOGRAMS: Array<Histograms> = Array::with_max_entries(1, 0);
+pub(crate) static HISTOGRAMS: Array<Histograms> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static READINGS: Array<Reading> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -49,12 +50,12 @@ pub(crate) static WAITING: HashMap<u64, Waiting> = HashMap::with_max_entries(1, 
 pub(crate) static PORTS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 
 /// What the counters of a namespace were on a CPU at the event before (tracepoint backend), by
-/// `counters_key`.
+/// `counters_key`. A namespace that ends leaves its notes behind.
 #[map]
 pub(crate) static COUNTERS: HashMap<u64, Mib> = HashMap::with_max_entries(1, 0);
 
-/// Namespaces that are older than the trace (tracepoint backend): their counters did not begin at
-/// zero.
+/// Namespaces that are older than the trace (tracepoint backend), by `Slot::netns_id`: their counters
+/// did not begin at zero.
 #[map]
 pub(crate) static OLD: HashMap<u32, u8> = HashMap::with_max_entries(1, 0);
 
@@ -62,13 +63,17 @@ pub(crate) static OLD: HashMap<u32, u8> = HashMap::with_max_entries(1, 0);
 #[map]
 pub(crate) static REQUESTED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
 
+/// Index: `cpu * stat::COUNT + index`. Not a per-CPU map: reading one is a system call during which the
+/// kernel skips kprobe programs on that CPU (`bpf_disable_instrumentation`).
 #[map]
-static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stat::COUNT, 0);
+static STATS: Array<u64> = Array::with_max_entries(stat::COUNT, BPF_F_MMAPABLE);
 
 /// Counts something that could not be done.
 #[inline(always)]
 pub(crate) fn count(index: u32) {
-    if let Some(value) = STATS.get_ptr_mut(index) {
+    // SAFETY: a plain helper call.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(value) = STATS.get_ptr_mut(cpu * stat::COUNT + index) {
         // SAFETY: the element belongs to this CPU.
         unsafe { *value += 1 };
     }
@@ -86,10 +91,10 @@ pub(crate) fn accepts_seen() -> bool {
     CONTROL.get(control::ACCEPTS).is_some_and(|&on| on == 1)
 }
 
-/// Whether events may be counted by what the kernel's counters were before.
+/// Whether events may be counted by what the kernel's counters were before: see `counting`.
 #[inline(always)]
-pub(crate) fn counting() -> bool {
-    CONTROL.get(control::COUNTING).is_some_and(|&on| on == 1)
+pub(crate) fn counting_phase() -> u32 {
+    CONTROL.get(control::COUNTING).copied().unwrap_or(counting::OFF)
 }
 
 /// Tells the user side where the next run is to go on.

@@ -32,12 +32,13 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Makes the slots below `arg(0)` free, downwards, [`FILL_BATCH`] at most.
+/// Makes `arg(1)` slots below `arg(0)` free, downwards, [`FILL_BATCH`] at most.
 #[raw_tracepoint]
 pub(crate) fn fill_free(ctx: RawTracePointContext) -> i32 {
     let end = ctx.arg::<u64>(0) as u32;
+    let most = ctx.arg::<u64>(1) as u32;
     for i in 0..FILL_BATCH {
-        if i >= end {
+        if i >= end || i >= most {
             break;
         }
         maps::release(end - 1 - i);

@@ -68,7 +68,10 @@ pub(crate) fn tp_kfree_skb(ctx: BtfTracePointContext) -> i32 {
             && segment.reached_tcp(skb) == Some(true)
             && let Some(index) = group::find(segment.key, &segment.to)
         {
-            let again = segment.flags & FIN_SYN_RST_ACK == SYN;
+            // A SYN that came again while its request was half-open. What got further, to a
+            // connection, has no device any more (`tcp_v4_rcv`).
+            let device: Option<u64> = Direct::read(skb, at::SKB_DEV.load());
+            let again = segment.flags & FIN_SYN_RST_ACK == SYN && device != Some(0);
             account::happened(doing::NOTHING, index, again);
         }
     }
@@ -100,10 +103,8 @@ impl Segment {
     unsafe fn of(skb: *const u8, only_syn: bool) -> Option<Self> {
         const ETH_P_IP: u16 = 0x0800;
         const ETH_P_IPV6: u16 = 0x86dd;
-        const TCP: u8 = 6;
-        // Of the protocol, in the two headers, and of the address it goes to.
-        const PROTOCOL: u32 = 9;
-        const PROTOCOL6: u32 = 6;
+        // Of the address it goes to, in the two headers. That it is TCP is seen by what TCP left in
+        // the buffer: IPv6 may have other headers in between.
         const TO: u32 = 16;
         const TO6: u32 = 24;
         // SAFETY: the reads of the buffer go through the typed pointer, the others survive any
@@ -133,14 +134,8 @@ impl Segment {
             let network = u32::from(Direct::read::<u16>(skb, at::SKB_NETWORK.load())?);
             let mut to = Local { family: AF_INET, address: 0, address6: [0; 2] };
             if protocol == ETH_P_IP {
-                if Probe::read::<u8>(head, network + PROTOCOL)? != TCP {
-                    return None;
-                }
                 to.address = Probe::read(head, network + TO)?;
             } else {
-                if Probe::read::<u8>(head, network + PROTOCOL6)? != TCP {
-                    return None;
-                }
                 to.family = AF_INET6;
                 to.address6 = Probe::read(head, network + TO6)?;
             }

@@ -68,8 +68,6 @@ impl Engine {
         let mut result = Interval::default();
         let mut before = HashMap::new();
         let mut cookies = HashSet::new();
-        let groups: HashSet<Group> =
-            tracked.iter().filter(|t| !t.closed()).filter_map(|t| group(t, None)).collect();
         for t in tracked {
             let earlier = self.before.get(&t.index).filter(|b| b.sk == t.slot.sk).copied();
             match fate(now, t, earlier) {
@@ -77,7 +75,7 @@ impl Engine {
                 Fate::NotYet => {}
                 Fate::Lives => {
                     let mut listener = listener(now, t, earlier, host, self.full_at_limit);
-                    let heirs = group(t, earlier).is_some_and(|group| groups.contains(&group));
+                    let heirs = t.closed() && tracked.iter().any(|other| inherits(t, other));
                     listener.totals.lost_on_close = lost_on_close(t, heirs);
                     before.insert(t.index, remember(t, earlier));
                     if let Id::Cookie { netns, cookie } = listener.id {
@@ -100,16 +98,20 @@ impl Engine {
     }
 }
 
-/// What the members of a SO_REUSEPORT group have in common.
-type Group = (u32, u16, u16, [u8; 16]);
-
-/// The group that a listener's connections may move to when it closes
-/// (`net.ipv4.tcp_migrate_req`).
-fn group(t: &Tracked, earlier: Option<Before>) -> Option<Group> {
+/// Whether connections of a listener that closed could move to another one of its SO_REUSEPORT group
+/// that listened then (`net.ipv4.tcp_migrate_req`).
+fn inherits(closed: &Tracked, other: &Tracked) -> bool {
     const BOTH: u8 = READ_REUSEPORT | READ_MIGRATES;
-    let r = &t.reading;
-    let port = port(t, earlier)?;
-    (r.flags & BOTH == BOTH).then_some((r.netns, r.family, port, r.address))
+    let group =
+        |t: &Tracked| (t.slot.netns_id(), t.port(), t.slot.family, t.slot.address, t.slot.address6);
+    let member = |t: &Tracked| t.reading.flags & BOTH == BOTH;
+    let there = other.slot.opened_ns < closed.slot.closed_ns
+        && (!other.closed() || other.slot.closed_ns > closed.slot.closed_ns);
+    closed.index != other.index
+        && member(closed)
+        && member(other)
+        && group(closed) == group(other)
+        && there
 }
 
 /// What ended because the listener closed: what was in both queues then, but for what has moved to
@@ -121,8 +123,8 @@ fn lost_on_close(t: &Tracked, heirs: bool) -> Option<u64> {
         return Some(0);
     }
     let moved = if heirs { t.count(count::MIGRATED_OUT)? } else { 0 };
-    let connections = u64::from(t.reading.accept_depth).saturating_sub(moved);
-    let requests = if heirs { 0 } else { u64::from(t.reading.syn_depth) };
+    let connections = u64::from(t.slot.closed_accept).saturating_sub(moved);
+    let requests = if heirs { 0 } else { u64::from(t.slot.closed_syn) };
     Some(connections + requests + t.counts[count::LATE])
 }
 
@@ -201,7 +203,7 @@ fn remember(t: &Tracked, earlier: Option<Before>) -> Before {
 
 /// A port that the kernel chose is given back before the last reading.
 fn port(t: &Tracked, earlier: Option<Before>) -> Option<u16> {
-    let port = if t.reading.port == 0 { earlier.map_or(0, |b| b.port) } else { t.reading.port };
+    let port = if t.port() == 0 { earlier.map_or(0, |b| b.port) } else { t.port() };
     (port != 0).then_some(port)
 }
 
@@ -464,9 +466,10 @@ mod tests {
         let closed = |flags, moved| {
             tracked(|t| {
                 t.slot.state = slot_state::CLOSED;
+                t.slot.closed_ns = 1000;
                 t.reading.flags = flags;
-                t.reading.accept_depth = 5;
-                t.reading.syn_depth = 3;
+                t.slot.closed_accept = 5;
+                t.slot.closed_syn = 3;
                 t.counts[count::MIGRATED_OUT] = moved;
                 t.counts[count::LATE] = 1;
             })
@@ -474,19 +477,33 @@ mod tests {
         let check = |listeners: &[Tracked], lost| {
             let mut engine = Engine::default();
             let interval = engine.interval(NOW, listeners, &Host::default());
-            assert_eq!(interval.listeners[0].totals.lost_on_close, Some(lost));
+            assert_eq!(interval.listeners[0].totals.lost_on_close, lost);
         };
         let group = READ_REUSEPORT | READ_MIGRATES;
-        let heir = tracked(|t| {
-            t.index = 4;
-            t.reading.flags = group;
-        });
-        check(&[closed(0, 0)], 9);
-        check(&[closed(READ_REUSEPORT, 0), heir], 9);
-        check(&[closed(group, 5), heir], 1);
-        // Nobody is left to move to.
-        check(&[closed(group, 0)], 9);
-        check(&[tracked(|t| t.counts[count::LATE] = 1)], 0);
+        let heir = |opened_ns, closed_ns| {
+            tracked(|t| {
+                t.index = 4;
+                t.reading.flags = group;
+                t.slot.opened_ns = opened_ns;
+                t.slot.closed_ns = closed_ns;
+                if closed_ns != 0 {
+                    t.slot.state = slot_state::CLOSED;
+                }
+            })
+        };
+        check(&[closed(0, 0)], Some(9));
+        check(&[closed(READ_REUSEPORT, 0), heir(1, 0)], Some(9));
+        check(&[closed(group, 5), heir(1, 0)], Some(1));
+        // The heir closed in its turn, before the interval ended.
+        check(&[closed(group, 5), heir(1, 2000)], Some(1));
+        // Nobody was left to move to, or not there yet.
+        check(&[closed(group, 0)], Some(9));
+        check(&[closed(group, 0), heir(1, 900)], Some(9));
+        check(&[closed(group, 0), heir(1100, 0)], Some(9));
+        let mut unknown = closed(group, 0);
+        unknown.known &= !(1 << count::MIGRATED_OUT);
+        check(&[unknown, heir(1, 0)], None);
+        check(&[tracked(|t| t.counts[count::LATE] = 1)], Some(0));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use socktrace_common::count;
 
 use crate::{
-    bpf::Counts,
+    bpf::{Counts, Netns},
     host::{EXPLAINED, Netstat},
     view::json::Reconciliation,
 };
@@ -16,8 +16,10 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     pub before: BTreeMap<u32, Netstat>,
-    pub attributed: BTreeMap<u32, Counts>,
+    pub attributed: BTreeMap<Netns, Counts>,
     pub after: BTreeMap<u32, Netstat>,
+    /// Which namespace had the inode number then.
+    pub namespaces: BTreeMap<u32, u32>,
 }
 
 impl Look {
@@ -27,8 +29,15 @@ impl Look {
         self.before == self.after
     }
 
-    fn explained(&self, netns: u32) -> Netstat {
+    fn explained(&self, netns: Netns) -> Netstat {
         self.attributed.get(&netns).map_or_else(Netstat::default, explained)
+    }
+
+    /// The namespace of an inode number; without the privilege to ask, the only one there was.
+    fn namespace(&self, inode: u32) -> Netns {
+        let attributed = || self.attributed.keys().rev().find(|netns| netns.0 == inode);
+        let mix = self.namespaces.get(&inode).copied();
+        mix.or_else(|| attributed().map(|netns| netns.1)).map_or((inode, 0), |mix| (inode, mix))
     }
 }
 
@@ -51,19 +60,18 @@ fn explained(counts: &Counts) -> Netstat {
 /// and began at zero; one that the last one does not know any more has no answer.
 #[must_use]
 pub fn reconcile(start: &Look, end: &Look) -> Vec<Reconciliation> {
-    let namespaces: BTreeSet<u32> = end
-        .after
-        .keys()
-        .chain(end.attributed.keys())
-        .copied()
-        .filter(|&netns| netns != 0)
-        .collect();
+    let now = end.after.keys().map(|&inode| end.namespace(inode));
+    let namespaces: BTreeSet<Netns> =
+        now.chain(end.attributed.keys().copied()).filter(|netns| netns.0 != 0).collect();
     let mut result = Vec::new();
     for netns in namespaces {
         let (first, last) = (start.explained(netns), end.explained(netns));
         let zero = Netstat::default();
-        let began = start.before.get(&netns).zip(start.after.get(&netns)).unwrap_or((&zero, &zero));
-        let ended = end.before.get(&netns).zip(end.after.get(&netns));
+        let old = start.namespace(netns.0) == netns;
+        let began = start.before.get(&netns.0).zip(start.after.get(&netns.0));
+        let began = began.filter(|_| old).unwrap_or((&zero, &zero));
+        let there = end.namespace(netns.0) == netns;
+        let ended = end.before.get(&netns.0).zip(end.after.get(&netns.0)).filter(|_| there);
         for (index, counter) in EXPLAINED.into_iter().enumerate() {
             let socktrace = last[index].wrapping_sub(first[index]);
             let kernel = ended.map(|(before, after)| {
@@ -73,7 +81,7 @@ pub fn reconcile(start: &Look, end: &Look) -> Vec<Reconciliation> {
                 socktrace.clamp(least.min(most), most)
             });
             result.push(Reconciliation {
-                netns,
+                netns: netns.0,
                 counter,
                 kernel,
                 socktrace,
@@ -89,6 +97,7 @@ mod tests {
     use super::*;
 
     const NETNS: u32 = 7;
+    const MIX: u32 = 99;
 
     fn look(before: u64, attributed: u64, after: u64) -> Look {
         let mut counts = [0; count::COUNT];
@@ -96,8 +105,9 @@ mod tests {
         let kernel = |value| BTreeMap::from([(NETNS, [value, value, 0, 0, 0, 0, 0])]);
         Look {
             before: kernel(before),
-            attributed: BTreeMap::from([(NETNS, counts)]),
+            attributed: BTreeMap::from([((NETNS, MIX), counts)]),
             after: kernel(after),
+            namespaces: BTreeMap::from([(NETNS, MIX)]),
         }
     }
 
@@ -126,6 +136,12 @@ mod tests {
     #[test]
     fn namespaces_come_and_go() {
         assert_eq!(overflows(&Look::default(), &look(12, 12, 12)), (Some(12), 12, Some(0)));
+        // Another namespace has the inode number now, and began at zero.
+        let mut reused = look(4, 0, 4);
+        reused.namespaces = BTreeMap::from([(NETNS, MIX + 1)]);
+        let counts = look(0, 4, 0).attributed[&(NETNS, MIX)];
+        reused.attributed = BTreeMap::from([((NETNS, MIX + 1), counts)]);
+        assert_eq!(overflows(&look(100, 9, 100), &reused), (Some(4), 4, Some(0)));
         let gone = Look { attributed: look(0, 5, 0).attributed, ..Look::default() };
         assert_eq!(overflows(&look(9, 1, 9), &gone), (None, 4, None));
     }

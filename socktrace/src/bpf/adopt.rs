@@ -37,7 +37,7 @@ pub(super) struct Answers<'a> {
 }
 
 impl Answers<'_> {
-    fn ask(&self, ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<u32> {
+    pub(super) fn ask(&self, ebpf: &mut Ebpf, name: &str, args: &[u64]) -> Result<u32> {
         self.control.write(control::ANSWER, 0);
         run(ebpf, name, args)?;
         Ok(self.control.read(control::ANSWER))

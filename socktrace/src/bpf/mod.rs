@@ -13,4 +13,4 @@ mod tracer;
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};
-pub use tracer::{Counts, Lost, Tracer, Tracked};
+pub use tracer::{Counts, Lost, Netns, Tracer, Tracked};

@@ -9,7 +9,7 @@ use aya::{
     },
 };
 
-use socktrace_common::{Cell, Histograms, Reading, Slot};
+use socktrace_common::{Cell, Histograms, Reading, Slot, stat};
 
 use super::{
     backend::{Backend, Hook, Kind, Need},
@@ -99,6 +99,7 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
         .map_max_entries("READINGS", slots)
         .map_max_entries("HISTOGRAMS", slots)
         .map_max_entries("WAITING", MOST_WAITING)
+        .map_max_entries("STATS", stat::COUNT * options.cpus)
         .map_max_entries("COUNTERS", MOST_COUNTERS)
         .map_max_entries("OLD", MOST_COUNTERS)
         .map_max_entries("CELLS", slots * options.cpus)

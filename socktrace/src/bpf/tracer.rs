@@ -3,17 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem::offset_of,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    time::Duration,
 };
 
 use aya::{
-    Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, Stack},
+    Ebpf,
+    maps::{HashMap, Map, MapData},
 };
 use socktrace_common::{
-    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES, Reading,
-    SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, port_key, slot_state,
-    stat,
+    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES, READ_MPTCP,
+    Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, counting,
+    port_key, slot_state, stat,
 };
 
 use super::{
@@ -21,11 +22,12 @@ use super::{
     backend::Backend,
     log,
     object::{self, Attempt, KernelBtf, MOST_WAITING, Options},
-    shared::Shared,
+    shared::{Shared, Shelf},
     times::times,
 };
 use crate::{
     error::{Error, Result},
+    host::monotonic_ns,
     model::Times,
 };
 
@@ -56,6 +58,12 @@ impl Tracked {
         self.slot.state == slot_state::CLOSED
     }
 
+    /// As it was when it began to listen, where it has none any more.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        if self.reading.port == 0 { self.slot.port } else { self.reading.port }
+    }
+
     /// How often a hook looked at it.
     #[must_use]
     pub fn events(&self) -> u64 {
@@ -71,6 +79,12 @@ impl Tracked {
 
 /// What was attributed to the listeners of one network namespace.
 pub type Counts = [u64; count::COUNT];
+
+/// Inode number and `hash_mix`: an inode number comes back when its namespace is gone.
+pub type Netns = (u32, u32);
+
+/// What `inet_csk_listen_stop` may need to empty a queue.
+const SETTLING: Duration = Duration::from_millis(10);
 
 fn add(sum: &mut Counts, counts: &Counts) {
     for (sum, count) in sum.iter_mut().zip(counts) {
@@ -98,20 +112,16 @@ impl Lost {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Samples(Histograms);
-
-// SAFETY: made of integers, without padding.
-unsafe impl Pod for Samples {}
-
 /// Which of a port's listeners cannot be told from another one that was open at the same time: packets
 /// come to all of them at the same address.
 fn alike(members: &[&mut Tracked]) -> Vec<usize> {
     let address = |t: &Tracked| (t.slot.family, t.slot.address, t.slot.address6, t.slot.v6only);
     let before = |a: &Tracked, b: &Tracked| a.closed() && a.slot.closed_ns <= b.slot.opened_ns;
+    // Which device a packet came by is not looked at.
+    let by_device = members.iter().any(|t| t.reading.bound_if != 0);
     let same = |a: &Tracked, b: &Tracked| {
-        a.index != b.index && address(a) == address(b) && !before(a, b) && !before(b, a)
+        let alike = by_device || address(a) == address(b);
+        a.index != b.index && alike && !before(a, b) && !before(b, a)
     };
     let found = |a: &Tracked| members.iter().any(|b| same(a, b));
     (0..members.len()).filter(|&index| found(members[index])).collect()
@@ -169,16 +179,14 @@ pub struct Tracer {
     slots: Shared<Slot>,
     cells: Shared<Cell>,
     readings: Shared<Reading>,
-    /// Read by system calls, and only where there are samples: mapped, it would be most of the
-    /// memory.
-    histograms: Array<MapData, Samples>,
+    /// Mapped a slot at a time: all of it would be most of the memory.
+    histograms: Shelf<Histograms>,
     tasks: Shared<TaskEntry>,
     control: Shared<u32>,
-    free: Stack<MapData, u32>,
     by_sk: HashMap<MapData, u64, u32>,
     ports: HashMap<MapData, u64, u32>,
     old: HashMap<MapData, u32, u8>,
-    stats: PerCpuArray<MapData, u64>,
+    stats: Shared<u64>,
     /// Slots that the last reading found closed, those without a usable reading too.
     closed: Vec<u32>,
     /// Closed slots that were reported and become free at the next interval.
@@ -188,7 +196,9 @@ pub struct Tracer {
     /// Bits of the counts that the attached hooks can tell.
     known: u64,
     /// What slots that are free again had counted, by namespace.
-    past: BTreeMap<u32, Counts>,
+    past: BTreeMap<Netns, Counts>,
+    /// Events when the last interval ended.
+    seen: u64,
     log: Option<log::Logger>,
 }
 
@@ -221,9 +231,15 @@ impl Tracer {
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
         let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
-        for name in
-            ["fill_free", "snapshot", "walk_tasks", "scan_fds", "adopt_queue", "note_counters"]
-        {
+        for name in [
+            "fill_free",
+            "snapshot",
+            "walk_tasks",
+            "scan_fds",
+            "adopt_queue",
+            "identify",
+            "note_counters",
+        ] {
             object::load_on_request(&mut ebpf, name)?;
         }
         let slots = options.max_listeners;
@@ -238,14 +254,13 @@ impl Tracer {
             slots: Shared::new("SLOTS", map("SLOTS")?, slots)?,
             cells: Shared::new("CELLS", map("CELLS")?, slots * options.cpus)?,
             readings: Shared::new("READINGS", map("READINGS")?, slots)?,
-            histograms: map("HISTOGRAMS")?.try_into().map_err(damaged())?,
+            histograms: Shelf::new("HISTOGRAMS", map("HISTOGRAMS")?, slots)?,
             tasks: Shared::new("TASKS", map("TASKS")?, WALK_BATCH + 1)?,
             control: Shared::new("CONTROL", map("CONTROL")?, control::COUNT)?,
-            free: map("FREE")?.try_into().map_err(damaged())?,
             by_sk: map("BY_SK")?.try_into().map_err(damaged())?,
             ports: map("PORTS")?.try_into().map_err(damaged())?,
             old: map("OLD")?.try_into().map_err(damaged())?,
-            stats: map("STATS")?.try_into().map_err(damaged())?,
+            stats: Shared::new("STATS", map("STATS")?, stat::COUNT * options.cpus)?,
             backend: None,
             attempt: Attempt::default(),
             cpus: options.cpus,
@@ -254,6 +269,7 @@ impl Tracer {
             flags: if kernel.migrates() { u8::MAX } else { !READ_MIGRATES },
             known: 0,
             past: BTreeMap::new(),
+            seen: 0,
             log,
             ebpf,
         };
@@ -264,7 +280,7 @@ impl Tracer {
     fn fill(mut self, slots: u32) -> Result<Self> {
         let mut left = slots;
         while left > 0 {
-            adopt::run(&mut self.ebpf, "fill_free", &[left.into()])?;
+            adopt::run(&mut self.ebpf, "fill_free", &[left.into(), FILL_BATCH.into()])?;
             left = left.saturating_sub(FILL_BATCH);
         }
         self.control.write(control::EPOCH, 1);
@@ -302,12 +318,13 @@ impl Tracer {
     /// What was attributed so far to the listeners of each network namespace, those that have closed
     /// too.
     #[must_use]
-    pub fn attributed(&self) -> BTreeMap<u32, Counts> {
+    pub fn attributed(&self) -> BTreeMap<Netns, Counts> {
         let mut sums = self.past.clone();
         for index in 0..self.used() {
             let slot = self.slots.read(index);
             if slot.state != slot_state::FREE {
-                add(sums.entry(slot.netns).or_insert([0; count::COUNT]), &self.counts_of(index));
+                let netns = (slot.netns, slot.mix);
+                add(sums.entry(netns).or_insert([0; count::COUNT]), &self.counts_of(index));
             }
         }
         sums
@@ -333,44 +350,103 @@ impl Tracer {
         Ok(())
     }
 
-    /// Tracepoint backend: notes what the kernel has counted in these namespaces, all that there are,
-    /// and counts from here on. What began later began at zero.
-    pub fn begin_counting(&mut self, namespaces: impl Iterator<Item = u32>) -> Result<()> {
+    /// Tells namespaces from dead ones that had the same inode number: a random number of each by
+    /// inode number. `sockets` live in them.
+    pub fn identify(&mut self, sockets: &[(u32, OwnedFd)]) -> Result<BTreeMap<u32, u32>> {
+        let found = self.find_counters(sockets)?;
+        Ok(found.into_iter().map(|(inum, (mix, _))| (inum, mix)).collect())
+    }
+
+    /// By inode number: `hash_mix`, and the per-CPU pointer to the counters.
+    fn find_counters(&mut self, sockets: &[(u32, OwnedFd)]) -> Result<BTreeMap<u32, (u32, u64)>> {
+        let answers = Answers { control: &self.control, tasks: &self.tasks };
+        let mut found = BTreeMap::new();
+        for (inum, socket) in sockets {
+            let fd = u64::try_from(socket.as_raw_fd()).unwrap_or(u64::MAX);
+            let mix = answers.ask(&mut self.ebpf, "identify", &[fd])?;
+            found.insert(*inum, (mix, self.tasks.read(WALK_BATCH).task));
+        }
+        Ok(found)
+    }
+
+    /// Tracepoint backend: notes what the kernel has counted in the namespaces that there are, and
+    /// counts from here on. What begins later begins at zero. `sockets` live in these namespaces.
+    pub fn begin_counting(&mut self, sockets: &[(u32, OwnedFd)]) -> Result<()> {
         if self.backend != Some(Backend::Tracepoint) {
             return Ok(());
         }
-        for netns in namespaces {
-            self.old.insert(netns, 1, 0).map_err(Error::run("cannot note a namespace"))?;
-        }
-        let counters: BTreeMap<u32, u64> = (0..self.used())
-            .map(|index| self.slots.read(index))
-            .filter(|slot| slot.state == slot_state::OPEN)
-            .map(|slot| (slot.netns, slot.mib))
+        let mut counters: BTreeMap<u32, u64> = self
+            .find_counters(sockets)?
+            .into_iter()
+            .map(|(inum, (mix, mib))| (inum ^ mix, mib))
             .collect();
-        for (netns, mib) in counters {
-            for cpu in 0..self.cpus {
-                let args = [netns.into(), mib];
-                // A CPU that is off: should it come on, what it has counted is unknown.
-                let _ = adopt::run_on(&mut self.ebpf, "note_counters", &args, Some(cpu));
+        for index in 0..self.used() {
+            let slot = self.slots.read(index);
+            if slot.state == slot_state::OPEN {
+                counters.insert(slot.netns_id(), slot.mib);
             }
         }
-        self.control.write(control::COUNTING, 1);
+        for id in counters.keys() {
+            self.old.insert(id, 1, 0).map_err(Error::run("cannot note a namespace"))?;
+        }
+        self.control.write(control::COUNTING, counting::NOTING);
+        for (id, mib) in counters {
+            self.note_counters(id, mib, false);
+        }
+        self.control.write(control::COUNTING, counting::ON);
         Ok(())
+    }
+
+    fn note_counters(&mut self, netns_id: u32, mib: u64, anew: bool) {
+        for cpu in 0..self.cpus {
+            let args = [netns_id.into(), mib, anew.into()];
+            // A CPU that is off: should it come on, what it has counted is unknown.
+            let _ = adopt::run_on(&mut self.ebpf, "note_counters", &args, Some(cpu));
+        }
     }
 
     /// Ends the interval: its peaks and the listeners as they are now. A closed listener is in it
     /// once.
     pub fn interval(&mut self) -> Result<Vec<Tracked>> {
+        self.settle();
         self.release()?;
         let ended = self.control.read(control::EPOCH);
         self.control.write(control::EPOCH, ended.wrapping_add(1));
-        let waiting = self.stat(stat::WAITING_IN).saturating_sub(self.stat(stat::WAITING_OUT));
-        let crowded = waiting > u64::from(MOST_WAITING / 2);
-        self.control.write(control::CROWDED, crowded.into());
+        self.watch_room();
         let mut tracked = self.read(ended)?;
+        self.seen = self.events();
         self.reported = std::mem::take(&mut self.closed);
         self.relink(&mut tracked)?;
         Ok(tracked)
+    }
+
+    /// Whether anything happened since the last interval.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        let closed = |index| {
+            self.slots.read_u32(index, offset_of!(Slot, state)) == slot_state::CLOSED
+                && !self.reported.contains(&index)
+        };
+        self.events() != self.seen || (0..self.used()).any(closed)
+    }
+
+    /// To be called every second or so, however long an interval is.
+    pub fn watch_room(&self) {
+        let waiting = self.stat(stat::WAITING_IN).saturating_sub(self.stat(stat::WAITING_OUT));
+        let crowded = waiting > u64::from(MOST_WAITING / 2);
+        self.control.write(control::CROWDED, crowded.into());
+    }
+
+    /// A listener is marked closed before the kernel has emptied its queues: lets it finish.
+    fn settle(&self) {
+        let now = monotonic_ns();
+        let fresh = (0..self.used())
+            .map(|index| self.slots.read(index))
+            .filter(|slot| slot.state == slot_state::CLOSED)
+            .any(|slot| u128::from(now.saturating_sub(slot.closed_ns)) < SETTLING.as_nanos());
+        if fresh {
+            std::thread::sleep(SETTLING);
+        }
     }
 
     /// The listeners as they are now, without ending the interval.
@@ -393,7 +469,7 @@ impl Tracer {
         }
         let mut tracked = Vec::new();
         // An event that was missed moved counters that the next one took for its own.
-        let unsure = self.backend == Some(Backend::Tracepoint) && self.recursion_misses() > 0;
+        let unsure = self.backend == Some(Backend::Tracepoint) && self.lost().total() > 0;
         self.closed.clear();
         for index in 0..used {
             let slot = self.slots.read(index);
@@ -406,7 +482,7 @@ impl Tracer {
             let mut reading = self.readings.read(index);
             reading.flags &= self.flags;
             if reading.flags & READ_DONE != 0 {
-                tracked.push(self.tracked(index, slot, reading, epoch, unsure));
+                tracked.push(self.tracked(index, slot, reading, epoch, unsure)?);
             }
         }
         Ok(tracked)
@@ -428,7 +504,7 @@ impl Tracer {
         reading: Reading,
         epoch: u32,
         unsure: bool,
-    ) -> Tracked {
+    ) -> Result<Tracked> {
         let mut t = Tracked {
             index,
             slot,
@@ -437,7 +513,7 @@ impl Tracer {
             accept_peak: None,
             syn_peak: None,
             counts: [0; count::COUNT],
-            known: self.known & if unsure || slot.ambiguous != 0 { CERTAIN } else { u64::MAX },
+            known: self.known & self.certain(&slot, &reading, unsure),
             accept_wait: None,
             handshake: None,
             accepted_ns: 0,
@@ -456,14 +532,26 @@ impl Tracer {
             }
         }
         let any = t.counts[count::ACCEPTED] + t.counts[count::HANDSHAKES] > 0;
-        let histograms = any.then(|| self.histograms.get(&index, 0).ok()).flatten();
+        let histograms = if any { Some(self.histograms.at(index)?.read(0)) } else { None };
         let times = |buckets: fn(&Histograms) -> &[u64; BUCKETS], max| {
-            histograms.as_ref().map_or_else(Times::default, |Samples(all)| times(buckets(all), max))
+            histograms.as_ref().map_or_else(Times::default, |all| times(buckets(all), max))
         };
         t.accept_wait = t.count(count::ACCEPTED).map(|_| times(|all| &all.accept_wait, wait_max));
         t.handshake =
             t.count(count::HANDSHAKES).map(|_| times(|all| &all.handshake, handshake_max));
-        t
+        Ok(t)
+    }
+
+    /// What of the counts can be right for a listener.
+    fn certain(&self, slot: &Slot, reading: &Reading, unsure: bool) -> u64 {
+        if unsure || slot.ambiguous != 0 {
+            CERTAIN
+        } else if self.backend == Some(Backend::Tracepoint) && reading.flags & READ_MPTCP != 0 {
+            // Subflows that join a connection begin like one.
+            !(1 << count::ESTABLISHED)
+        } else {
+            u64::MAX
+        }
     }
 
     /// What all CPUs counted for a slot.
@@ -491,19 +579,18 @@ impl Tracer {
     /// one.
     fn release(&mut self) -> Result<()> {
         for index in std::mem::take(&mut self.reported) {
-            let (netns, counts) = (self.slots.read(index).netns, self.counts_of(index));
-            add(self.past.entry(netns).or_insert([0; count::COUNT]), &counts);
+            let (slot, counts) = (self.slots.read(index), self.counts_of(index));
+            add(self.past.entry((slot.netns, slot.mix)).or_insert([0; count::COUNT]), &counts);
             for cpu in 0..self.cpus {
                 self.cells.write(index * self.cpus + cpu, Cell::default());
             }
             if counts[count::ACCEPTED] + counts[count::HANDSHAKES] > 0 {
-                self.histograms
-                    .set(index, Samples(EMPTY), 0)
-                    .map_err(Error::run("cannot clear a slot's histograms"))?;
+                self.histograms.at(index)?.write(0, EMPTY);
             }
             self.readings.write(index, Reading::default());
             self.slots.write(index, Slot::default());
-            self.free.push(index, 0).map_err(Error::run("cannot free a slot"))?;
+            // Not by a system call on the map: kprobes would be skipped meanwhile.
+            adopt::run(&mut self.ebpf, "fill_free", &[u64::from(index) + 1, 1])?;
         }
         Ok(())
     }
@@ -517,8 +604,13 @@ impl Tracer {
         }
         let mut ports: BTreeMap<u64, Vec<&mut Tracked>> = BTreeMap::new();
         let mut unlinked = BTreeSet::new();
-        for t in tracked.iter_mut().filter(|t| t.reading.port != 0) {
-            ports.entry(port_key(t.reading.netns, t.reading.port)).or_default().push(t);
+        for t in tracked.iter_mut() {
+            if t.slot.flags & SLOT_LINKED == 0 {
+                unlinked.insert((t.slot.netns_id(), t.slot.mib));
+            }
+            if t.port() != 0 {
+                ports.entry(port_key(t.slot.netns, t.port())).or_default().push(t);
+            }
         }
         for (key, mut members) in ports {
             for index in alike(&members) {
@@ -530,7 +622,7 @@ impl Tracer {
             members.retain_mut(|t| {
                 t.watched &= t.closed() || seen.contains(&t.index);
                 if !t.watched {
-                    unlinked.insert(t.slot.netns);
+                    unlinked.insert((t.slot.netns_id(), t.slot.mib));
                 }
                 !t.closed()
             });
@@ -540,10 +632,14 @@ impl Tracer {
                 self.make_chain(key, &wanted)?;
             }
         }
-        // What happened to a listener outside its chain was taken for the next event's.
-        for t in tracked.iter_mut().filter(|t| unlinked.contains(&t.slot.netns)) {
-            self.slots.write_u32(t.index, offset_of!(Slot, ambiguous), 1);
-            t.known &= CERTAIN;
+        // What happened to a listener outside its chain was taken for the next event's, or still would
+        // be.
+        for (netns_id, mib) in unlinked {
+            self.note_counters(netns_id, mib, true);
+            for t in tracked.iter_mut().filter(|t| t.slot.netns_id() == netns_id) {
+                self.slots.write_u32(t.index, offset_of!(Slot, ambiguous), 1);
+                t.known &= CERTAIN;
+            }
         }
         Ok(())
     }
@@ -594,7 +690,7 @@ impl Tracer {
     }
 
     fn stat(&self, index: u32) -> u64 {
-        self.stats.get(&index, 0).map_or(0, |per_cpu| per_cpu.iter().sum())
+        (0..self.cpus).map(|cpu| self.stats.read(cpu * stat::COUNT + index)).sum()
     }
 
     /// The kernel counts them per program since 5.12 (`bpf_prog_show_fdinfo`).

@@ -2,11 +2,22 @@
 
 use std::path::Path;
 
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::{
+    thread::{CapabilitySet, capabilities},
+    time::{ClockId, clock_gettime},
+};
 
 #[must_use]
 pub fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// CLOCK_MONOTONIC, as `bpf_ktime_get_ns` counts.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Number of CPUs the kernel may ever use: per-CPU memory has that many copies.

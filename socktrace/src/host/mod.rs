@@ -7,8 +7,8 @@ mod netstat;
 mod owners;
 
 pub use diag::{DiagListener, Dump};
-pub use kernel::{Privileges, possible_cpus, release, tracefs};
-pub use netns::{NetnsPath, of_thread, reachable, resolve};
+pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
+pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
 pub use netstat::{EXPLAINED, Netstat, read_netstat};
 pub use owners::{Owners, read_owners};
 

@@ -3,12 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::statfs,
+    net::{AddressFamily, SocketType, socket},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -100,6 +104,11 @@ pub(super) fn within<T: Send>(
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("the thread in the namespace died")))
     })
+}
+
+/// A socket that lives in a namespace, for whoever has to find the kernel's side of it.
+pub fn socket_in(netns: &NetnsPath) -> std::io::Result<OwnedFd> {
+    within(netns, || Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?))
 }
 
 /// What `-N` names: a name of `ip netns`, a process id, a path, or `inode:N`.

@@ -1,12 +1,12 @@
 //! `socktrace list`: one snapshot.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::collections::HashSet;
 
-use super::{give_cookies, limits, options, output::Printer, proc, say, start_log};
+use super::{give_cookies, limits, now, options, output::Printer, proc, say, start_log};
 use crate::{
     bpf::{KernelBtf, Tracer},
     cli::ListArgs,
-    engine::{Engine, Now},
+    engine::Engine,
     error::Result,
     host::{Host, Privileges},
     view::column::by_address,
@@ -26,8 +26,7 @@ pub fn run(args: &ListArgs) -> Result<()> {
             Vec::new()
         }
     };
-    let now = Now { time: SystemTime::now(), monotonic_ns: u64::MAX };
-    let interval = Engine::default().interval(now, &tracked, &host);
+    let interval = Engine::default().interval(now(), &tracked, &host);
     printer.listeners(interval.listeners, None)?;
     if !args.view.quiet {
         for missing in missing {

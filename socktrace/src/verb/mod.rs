@@ -8,10 +8,12 @@ pub mod top;
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
+    time::SystemTime,
 };
 
 use crate::{
     bpf::{Options, Tracked},
+    engine::Now,
     error::{Error, Result},
     host::{self, Host, Privileges, possible_cpus},
 };
@@ -150,4 +152,9 @@ fn limits(host: &Host) -> Vec<String> {
         ));
     }
     missing
+}
+
+/// This moment by both clocks.
+fn now() -> Now {
+    Now { time: SystemTime::now(), monotonic_ns: host::monotonic_ns() }
 }

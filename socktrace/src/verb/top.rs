@@ -2,22 +2,22 @@
 
 use std::{
     collections::HashSet,
+    os::fd::OwnedFd,
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval_at, sleep},
 };
 
 use super::{
-    give_cookies, limits, need_privileges, options, output::Printer, proc, say, start_log,
+    give_cookies, limits, need_privileges, now, options, output::Printer, proc, say, start_log,
 };
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer},
     cli::TopArgs,
-    engine::{Engine, Interval, Now},
+    engine::{Engine, Interval},
     error::{Error, Result},
     host::{self, Host, NetnsPath},
     ledger::{self, Look},
@@ -31,6 +31,9 @@ use crate::{
 const OWNERS_STAY: Duration = Duration::from_secs(5);
 /// Looking for owners may take one part in so many of the time.
 const OWNERS_SHARE: u32 = 100;
+
+/// How often the room in the maps is looked after, however long an interval is.
+const WATCH: Duration = Duration::from_secs(1);
 
 pub fn run(args: &TopArgs) -> Result<()> {
     start_log(args.view.verbose, args.view.quiet);
@@ -56,6 +59,8 @@ async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
     let every = args.interval();
     let mut ticks = interval_at(tokio::time::Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watch = interval_at(tokio::time::Instant::now() + WATCH, WATCH);
+    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = async {
         match args.duration {
             Some(duration) => sleep(duration).await,
@@ -76,11 +81,13 @@ async fn trace(args: &TopArgs, printer: Printer) -> Result<()> {
                 left = left.map(|left| left - 1);
             }
             () = &mut end => break,
+            _ = watch.tick() => top.tracer.watch_room(),
             () = &mut log => {}
         }
     }
     // What happened since the last table is not thrown away.
-    if left != Some(0) && (tables == 0 || top.since.elapsed() > every / 10) {
+    if left != Some(0) && (tables == 0 || top.since.elapsed() > every / 10 || top.tracer.has_news())
+    {
         top.interval()?;
     }
     top.finish()
@@ -133,8 +140,8 @@ impl Top {
             }
         }
         tracer.adopt()?;
-        tracer.begin_counting(host.netns.iter().map(|netns| netns.inode))?;
-        let baseline = look(&tracer, &host.netns);
+        tracer.begin_counting(&sockets(&host.netns))?;
+        let baseline = look(&mut tracer, &host.netns)?;
         let tracked = tracer.look()?;
         let mut engine = Engine::default();
         let interval = engine.interval(now(), &tracked, &host);
@@ -268,11 +275,11 @@ impl Top {
     }
 
     /// Compares what was attributed with the kernel's counters, and warns of what is left over.
-    fn reconcile(&self) -> Vec<Reconciliation> {
+    fn reconcile(&mut self) -> Result<Vec<Reconciliation>> {
         if !self.tracer.counts() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let end = look(&self.tracer, &host::reachable(proc()));
+        let end = look(&mut self.tracer, &host::reachable(proc()))?;
         let result = ledger::reconcile(&self.baseline, &end);
         for rest in result.iter().filter(|one| one.unexplained.is_some_and(|rest| rest != 0)) {
             log::warn!(
@@ -284,10 +291,11 @@ impl Top {
                 hint(self.tracer.lost())
             );
         }
-        result
+        Ok(result)
     }
 
     fn finish(mut self) -> Result<()> {
+        let account = self.reconcile()?;
         let summary = Summary::new(
             SystemTime::now(),
             backend(&self.tracer),
@@ -295,7 +303,7 @@ impl Top {
             self.started.elapsed(),
             self.tracer.events(),
             self.tracer.lost().total(),
-            self.reconcile(),
+            account,
         );
         self.tracer.log_cost();
         if self.printer.is_json() {
@@ -318,20 +326,27 @@ impl Top {
 
 /// Reads both sides of the account, again if something happened meanwhile, but not for ever: on a
 /// machine that loses connections all the time it always does.
-fn look(tracer: &Tracer, namespaces: &[NetnsPath]) -> Look {
+fn look(tracer: &mut Tracer, namespaces: &[NetnsPath]) -> Result<Look> {
     const TRIES: u32 = 3;
+    let identities = tracer.identify(&sockets(namespaces))?;
     let mut before = host::read_netstat(namespaces);
     let mut tries = 0;
     loop {
         let attributed = tracer.attributed();
         let after = host::read_netstat(namespaces);
-        let look = Look { before, attributed, after };
+        let look = Look { before, attributed, after, namespaces: identities.clone() };
         tries += 1;
         if look.is_exact() || tries == TRIES {
-            return look;
+            return Ok(look);
         }
         before = look.after;
     }
+}
+
+/// A socket in each namespace that can be entered, by its inode number.
+fn sockets(namespaces: &[NetnsPath]) -> Vec<(u32, OwnedFd)> {
+    let one = |netns: &NetnsPath| Some((netns.inode, host::socket_in(netns).ok()?));
+    namespaces.iter().filter_map(one).collect()
 }
 
 /// The account in a few words.
@@ -361,13 +376,6 @@ fn hint(lost: Lost) -> &'static str {
 
 fn backend(tracer: &Tracer) -> &'static str {
     tracer.backend().map_or("none", bpf::Backend::name)
-}
-
-fn now() -> Now {
-    let monotonic = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(monotonic.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(monotonic.tv_nsec).unwrap_or(0);
-    Now { time: SystemTime::now(), monotonic_ns: seconds * 1_000_000_000 + nanos }
 }
 
 /// How many listeners there are, to size the maps.
