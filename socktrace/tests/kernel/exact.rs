@@ -58,6 +58,16 @@ const UNKNOWN_TO_TRACEPOINTS: [&str; 8] = [
 
 type Counters = BTreeMap<String, u64>;
 
+/// Whether the kernel skipped runs of a tracepoint's program, so that what it counted is unknown: since
+/// 7.0 a tracepoint can be interrupted by another one.
+fn skipped(backend: &str, run: &Finished) -> bool {
+    let skipped = backend == "tracepoint" && run.summary()["lost_events"] != 0;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    assert!(!skipped || major >= Some(7), "{release}: {:#?}", run.stderr);
+    skipped
+}
+
 /// What the kernel counted in this thread's namespace.
 fn counters() -> Counters {
     let mut counters = Counters::new();
@@ -134,6 +144,11 @@ impl Outcome<'_> {
         }
     }
 
+    /// Whether the trace says that it cannot know, and may.
+    fn is_unknown(&self, value: &Value) -> bool {
+        value.is_null() && skipped(self.backend, self.run)
+    }
+
     fn total(&self, id: &str, name: &str) -> u64 {
         let record = self.run.last_of(id);
         let value = self.value(record, name).as_u64();
@@ -146,8 +161,8 @@ impl Outcome<'_> {
         for (name, count) in expect {
             let unknown = !self.exact() && UNKNOWN_TO_TRACEPOINTS.contains(name);
             let expect = if unknown { Value::Null } else { (*count).into() };
-            let totals = &record["totals"];
-            assert_eq!(*self.value(record, name), expect, "{name} of {id}: {totals:#}");
+            let (totals, is) = (&record["totals"], self.value(record, name));
+            assert!(*is == expect || self.is_unknown(is), "{name} is not {expect}: {totals:#}");
         }
     }
 
@@ -206,9 +221,9 @@ impl Outcome<'_> {
             let sum = known.filter(|all| !all.is_empty()).map(|all| all.iter().sum::<u64>());
             let shown = sum.map_or_else(|| "-".to_owned(), |sum| sum.to_string());
             println!("  {counter:<21}{kernel:>8}{:>11}{shown:>11}", one["socktrace"].to_string());
+            let explained = one["socktrace"] == kernel && one["unexplained"] == 0;
             let agrees = one["kernel"] == kernel
-                && one["socktrace"] == kernel
-                && one["unexplained"] == 0
+                && (explained || skipped(self.backend, self.run))
                 && sum.is_none_or(|sum| sum == kernel);
             if !agrees {
                 wrong.push(counter);
@@ -281,6 +296,9 @@ fn what_is_lost_is_counted_as_the_kernel_counts() {
             }
         }
         assert!(failed.is_empty(), "{backend}: {failed:#?}\n{:#?}", run.stderr);
+        if skipped(backend, &run) {
+            continue;
+        }
         assert_eq!(run.summary()["lost_events"], 0, "{:#?}", run.stderr);
         assert!(!run.stderr.iter().any(|line| line.contains("WARN")), "{:#?}", run.stderr);
     }
@@ -870,9 +888,11 @@ fn race(_: &mut Lab<'_>, _: u64) -> Check {
         outcome.totals(&id, &[("established", accepted), ("accepted", accepted)]);
         outcome.times(&id, "accept_wait", accepted);
         let lost = outcome.kernel("ListenOverflows");
-        let dropped = ["drops.accept_queue_full_on_syn", "drops.accept_queue_full_on_ack"]
-            .map(|name| outcome.total(&id, name));
-        assert_eq!(dropped.iter().sum::<u64>(), lost);
+        if !skipped(outcome.backend, outcome.run) {
+            let dropped = ["drops.accept_queue_full_on_syn", "drops.accept_queue_full_on_ack"]
+                .map(|name| outcome.total(&id, name));
+            assert_eq!(dropped.iter().sum::<u64>(), lost);
+        }
     })
 }
 
@@ -926,7 +946,9 @@ fn older_connections_are_known_when_they_are_accepted() {
         tracing.wait_interval();
         let run = tracing.stop();
         let record = run.last_of(&listener.id());
-        assert_eq!(record["totals"]["established"], 0, "{backend}");
+        let established = &record["totals"]["established"];
+        let unknown = established.is_null() && skipped(backend, &run);
+        assert!(*established == 0 || unknown, "{backend}: {record:#}");
         if backend == "tracepoint" {
             assert!(record["totals"]["accepted"].is_null());
             assert!(record["accept_wait"].is_null());
