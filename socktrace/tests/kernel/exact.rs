@@ -896,6 +896,57 @@ fn race(_: &mut Lab<'_>, _: u64) -> Check {
     })
 }
 
+/// Overflows the accept queue of a listener of its own, and returns what the kernel counted.
+fn overflow(drops: usize) -> (Listener, u64) {
+    let before = counters()["ListenDrops"];
+    let listener = Listener::new("127.0.0.1:0", 0);
+    drop(connect(listener.address, 1 + drops));
+    let counted = counters()["ListenDrops"] - before;
+    assert!(counted >= drops as u64, "{counted} drops");
+    (listener, counted)
+}
+
+/// Counters of a namespace that is older than the trace did not begin at zero; a younger one's did, even
+/// if it has the inode number of one that is gone. All in one interval, whose last moment counts too.
+#[test]
+fn namespaces_are_older_and_younger_and_come_back() {
+    for &backend in backends() {
+        let older = Netns::new("older");
+        older.within(|| overflow(7));
+        let tracing = Tracing::start(backend, &["-i", "60s"]);
+        let first = Netns::new("first");
+        let (first_id, first_drops) = first.within(|| {
+            let (listener, drops) = overflow(5);
+            (listener.id(), drops)
+        });
+        drop(first);
+        let second = Netns::new("second");
+        let (second_inode, (in_second, second_drops)) = second.within(|| (netns(), overflow(2)));
+        let (older_inode, (in_older, older_drops)) = older.within(|| (netns(), overflow(4)));
+        let run = tracing.stop();
+        let unknown = skipped(backend, &run);
+        let drops = |id: &str| {
+            let totals = &run.last_of(id)["totals"]["drops"];
+            totals["accept_queue_full_on_syn"].clone()
+        };
+        for (id, count) in
+            [(first_id, first_drops), (in_second.id(), second_drops), (in_older.id(), older_drops)]
+        {
+            let is = drops(&id);
+            assert!(is == count || unknown, "{backend}: {is} is not {count}: {:#?}", run.stderr);
+        }
+        for (inode, count) in [(second_inode, second_drops), (older_inode, older_drops)] {
+            let account = run.summary()["reconciliation"].as_array().expect("an account");
+            let one = account.iter().find(|one| {
+                one["netns"] == inode && one["counter"] == "ListenDrops" && !one["kernel"].is_null()
+            });
+            let one = one.unwrap_or_else(|| panic!("{backend}: {account:#?}"));
+            assert_eq!(one["kernel"], count, "{backend}: {one}");
+            assert!(one["unexplained"] == 0 || unknown, "{backend}: {one}");
+        }
+    }
+}
+
 /// What belongs to no listener is left over, and said to be: SYNs to a broadcast address, which
 /// `tcp_v4_conn_request` drops by itself.
 #[test]
