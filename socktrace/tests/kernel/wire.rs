@@ -73,6 +73,15 @@ impl Wire {
         }
         ip("link set wire0 up");
         ip(&format!("addr add {SERVER6}/64 dev wire0"));
+        // Where the kernel checks it for duplicates all the same, it takes a moment to be usable.
+        let usable = || std::net::UdpSocket::bind((SERVER6, 0)).is_ok();
+        for _ in 0..500 {
+            if usable() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(usable(), "{SERVER6} cannot be used");
         Self { tun }
     }
 
