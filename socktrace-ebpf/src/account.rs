@@ -575,8 +575,13 @@ pub(crate) fn migrates(request: *const u8, sk: *const u8) {
     }
     if let Some(waiting) = maps::WAITING.get_ptr_mut(child) {
         // SAFETY: the element stays until this connection is accepted or forgotten.
-        let from = unsafe { core::mem::replace(&mut (*waiting).slot, to) };
-        // `NOBODY` has no cell.
+        let from = unsafe { (*waiting).slot };
+        // Of a connection that was queued unseen, only an older one's time is known.
+        if from == NOBODY {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { (*waiting).slot = to };
         if let Some((cell, _)) = maps::cell(from) {
             cell.counts[count::MIGRATED_OUT] += 1;
         }

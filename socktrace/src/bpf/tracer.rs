@@ -197,7 +197,7 @@ pub struct Tracer {
     known: u64,
     /// What slots that are free again had counted, by namespace.
     past: BTreeMap<Netns, Counts>,
-    /// Events when the last interval ended.
+    /// [`Self::activity`] when the last interval ended.
     seen: u64,
     log: Option<log::Logger>,
 }
@@ -414,7 +414,7 @@ impl Tracer {
         self.control.write(control::EPOCH, ended.wrapping_add(1));
         self.watch_room();
         let mut tracked = self.read(ended)?;
-        self.seen = self.events();
+        self.seen = self.activity();
         self.reported = std::mem::take(&mut self.closed);
         self.relink(&mut tracked)?;
         Ok(tracked)
@@ -427,7 +427,12 @@ impl Tracer {
             self.slots.read_u32(index, offset_of!(Slot, state)) == slot_state::CLOSED
                 && !self.reported.contains(&index)
         };
-        self.events() != self.seen || (0..self.used()).any(closed)
+        self.activity() != self.seen || (0..self.used()).any(closed)
+    }
+
+    /// A number that grows with every count: accepts and expired requests are no look at a queue.
+    fn activity(&self) -> u64 {
+        self.attributed().values().flatten().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
     /// To be called every second or so, however long an interval is.

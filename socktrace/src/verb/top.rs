@@ -140,8 +140,9 @@ impl Top {
             }
         }
         tracer.adopt()?;
-        tracer.begin_counting(&sockets(&host.netns))?;
-        let baseline = look(&mut tracer, &host.netns)?;
+        let sockets = sockets(&host.netns);
+        tracer.begin_counting(&sockets)?;
+        let baseline = look(&mut tracer, &host.netns, &sockets)?;
         let tracked = tracer.look()?;
         let mut engine = Engine::default();
         let interval = engine.interval(now(), &tracked, &host);
@@ -279,7 +280,8 @@ impl Top {
         if !self.tracer.counts() {
             return Ok(Vec::new());
         }
-        let end = look(&mut self.tracer, &host::reachable(proc()))?;
+        let namespaces = host::reachable(proc());
+        let end = look(&mut self.tracer, &namespaces, &sockets(&namespaces))?;
         let result = ledger::reconcile(&self.baseline, &end);
         for rest in result.iter().filter(|one| one.unexplained.is_some_and(|rest| rest != 0)) {
             log::warn!(
@@ -325,10 +327,10 @@ impl Top {
 }
 
 /// Reads both sides of the account, again if something happened meanwhile, but not for ever: on a
-/// machine that loses connections all the time it always does.
-fn look(tracer: &mut Tracer, namespaces: &[NetnsPath]) -> Result<Look> {
+/// machine that loses connections all the time it always does. `sockets` live in the namespaces.
+fn look(tracer: &mut Tracer, namespaces: &[NetnsPath], sockets: &[(u32, OwnedFd)]) -> Result<Look> {
     const TRIES: u32 = 3;
-    let identities = tracer.identify(&sockets(namespaces))?;
+    let identities = tracer.identify(sockets)?;
     let mut before = host::read_netstat(namespaces);
     let mut tries = 0;
     loop {

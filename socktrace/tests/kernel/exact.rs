@@ -963,6 +963,21 @@ fn namespaces_are_older_and_younger_and_come_back() {
     }
 }
 
+/// An `accept()` right before the end, in an interval that has only just begun, is in the last record.
+#[test]
+fn the_last_moment_counts() {
+    for &backend in backends().iter().filter(|backend| **backend != "tracepoint") {
+        let listener = Listener::new("127.0.0.1:0", 8);
+        let tracing = Tracing::start(backend, &["-i", "5s"]);
+        let clients = connected(listener.address, 3);
+        tracing.wait_interval();
+        assert_eq!(listener.drain(), 3);
+        let run = tracing.stop();
+        assert_eq!(run.last_of(&listener.id())["totals"]["accepted"], 3, "{backend}");
+        drop(clients);
+    }
+}
+
 /// What belongs to no listener is left over, and said to be: SYNs to a broadcast address, which
 /// `tcp_v4_conn_request` drops by itself.
 #[test]
