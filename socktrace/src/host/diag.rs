@@ -1,17 +1,16 @@
 //! Listeners as netlink `sock_diag` lists them: what can be known without eBPF.
 
-use std::{collections::HashMap, io, net::IpAddr};
+use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+use netlink_packet_core::Nla as _;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla,
 };
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
-};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
-use super::netns::{self, NetnsPath};
+use super::{
+    netlink,
+    netns::{self, NetnsPath},
+};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -19,8 +18,6 @@ const IPPROTO_TCP: u8 = 6;
 /// `INET_DIAG_ULP_INFO` and, inside, `INET_ULP_INFO_NAME` (include/uapi/linux/inet_diag.h).
 const INET_DIAG_ULP_INFO: u16 = 20;
 const TCP_LISTEN: u8 = 10;
-/// The kernel puts one message into at most this much (`__netlink_dump_start`).
-const RECEIVE_BUFFER: usize = 32 * 1024;
 
 /// A listening TCP socket.
 #[derive(Clone, Debug)]
@@ -132,8 +129,7 @@ fn listener(response: &InetResponse) -> DiagListener {
         }
     }
     DiagListener {
-        // Two numbers of the machine's own byte order, the lower half first (`sock_diag_save_cookie`).
-        cookie: u64::from_ne_bytes(id.cookie),
+        cookie: netlink::cookie(id.cookie),
         inode: header.inode.into(),
         uid: header.uid,
         ipv6: header.family == AF_INET6,
@@ -148,47 +144,13 @@ fn listener(response: &InetResponse) -> DiagListener {
 }
 
 fn request(family: u8, states: StateFlags, mut each: impl FnMut(InetResponse)) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::INFO,
-        states,
-        socket_id,
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut buffer = vec![0; RECEIVE_BUFFER];
-    loop {
-        let size = socket.recv(&mut &mut buffer[..], 0)?;
-        let mut rest = &buffer[..size];
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    each(*response);
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
-            }
-            if length == 0 {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "an empty message"));
-            }
-            rest = &rest[length..];
-        }
-    }
+    let extensions = ExtensionFlags::INFO;
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
+    netlink::inet(request, None, |response| {
+        each(response);
+        ControlFlow::Continue(())
+    })
 }
 
 #[cfg(test)]

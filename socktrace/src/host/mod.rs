@@ -2,6 +2,7 @@
 
 mod diag;
 mod kernel;
+mod netlink;
 mod netns;
 mod netstat;
 mod owners;
