@@ -6,12 +6,14 @@ mod netlink;
 mod netns;
 mod netstat;
 mod owners;
+mod unix;
 
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
 pub use netstat::{EXPLAINED, Netstat, read_netstat};
 pub use owners::{Owners, read_owners};
+pub use unix::UnixListener;
 
 use std::{collections::HashMap, path::Path};
 
@@ -23,6 +25,8 @@ pub struct Host {
     pub netns: Vec<NetnsPath>,
     /// Listeners by network namespace, as `sock_diag` lists them.
     pub listeners: HashMap<u32, Dump>,
+    /// AF_UNIX listeners by network namespace, where `ask_unix` asked for them.
+    pub unix: HashMap<u32, Vec<UnixListener>>,
     pub owners: Owners,
     /// Namespaces that could not be asked, and why.
     pub unreachable: Vec<String>,
@@ -48,6 +52,19 @@ impl Host {
                 }
                 Err(error) => {
                     self.unreachable.push(format!("{}: {error}", netns.path.display()));
+                }
+            }
+        }
+    }
+    /// Asks for the AF_UNIX listeners of some namespaces.
+    pub fn ask_unix(&mut self, wanted: &[u32]) {
+        for netns in self.netns.iter().filter(|netns| wanted.contains(&netns.inode)) {
+            match unix::dump(netns) {
+                Ok(listeners) => {
+                    self.unix.insert(netns.inode, listeners);
+                }
+                Err(error) => {
+                    self.unreachable.push(format!("{}: AF_UNIX: {error}", netns.path.display()));
                 }
             }
         }

@@ -9,6 +9,7 @@ use netlink_packet_core::{
 use netlink_packet_sock_diag::{
     SOCK_DIAG_BY_FAMILY, SockDiagMessage,
     inet::{InetRequest, InetResponse},
+    unix::{UnixRequest, UnixResponse},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
@@ -28,6 +29,18 @@ pub(super) fn inet(
     let request = Request { fixed: request, filter };
     dump(request, |answer| match answer {
         SockDiagMessage::InetResponse(response) => each(*response),
+        _ => ControlFlow::Continue(()),
+    })
+}
+
+/// Asks for AF_UNIX sockets.
+pub(super) fn unix(
+    request: UnixRequest,
+    mut each: impl FnMut(UnixResponse) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let request = Request { fixed: request, filter: None };
+    dump(request, |answer| match answer {
+        SockDiagMessage::UnixResponse(response) => each(*response),
         _ => ControlFlow::Continue(()),
     })
 }
