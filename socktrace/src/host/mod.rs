@@ -1,11 +1,13 @@
 //! The one module that reads the host: `/proc`, netlink, namespaces, sysctls.
 
+mod bytecode;
 mod diag;
 mod kernel;
 mod netlink;
 mod netns;
 mod netstat;
 mod owners;
+mod ports;
 mod unix;
 
 pub use diag::{DiagListener, Dump};
@@ -13,6 +15,7 @@ pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
 pub use netstat::{EXPLAINED, Netstat, read_netstat};
 pub use owners::{Owners, read_owners};
+pub use ports::{Holder, MOST_HOLDERS, RangeUse, holders, range_use};
 pub use unix::UnixListener;
 
 use std::{collections::HashMap, path::Path};
