@@ -14,7 +14,7 @@ use socktrace_common::{
 use crate::{
     bpf::Tracked,
     host::{DiagListener, Dump, Host, Owners},
-    model::{Drops, Family, Id, Listener, Queue, SynLimit, Totals, Transport},
+    model::{Belongs, Drops, Family, Id, Listener, Owner, Queue, SynLimit, Totals, Transport},
 };
 
 /// A socket that has been on its way into LISTEN for longer never gets there.
@@ -93,6 +93,14 @@ impl Engine {
                     result.untracked.insert(netns);
                 }
             }
+        }
+        let names: HashMap<u32, &String> = host
+            .netns
+            .iter()
+            .filter_map(|netns| Some((netns.inode, netns.name.as_ref()?)))
+            .collect();
+        for listener in &mut result.listeners {
+            listener.belongs.netns_name = names.get(&listener.netns).copied().cloned();
         }
         result
     }
@@ -223,7 +231,7 @@ fn listener(
             IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         }
     };
-    let (owners, cgroup) = owners(&host.owners, r.inode);
+    let (owners, cgroup, belongs) = owners(&host.owners, r.inode, r.uid);
     let syn = SynLimit::new(r.accept_limit, r.syncookies, r.max_syn_backlog, full_at_limit);
     let (accept_depth, syn_depth) = if t.closed() { (0, 0) } else { (r.accept_depth, r.syn_depth) };
     Listener {
@@ -240,6 +248,7 @@ fn listener(
         uid: Some(r.uid),
         owners,
         cgroup,
+        belongs,
         netns: r.netns,
         requested: requested(&t.slot, r),
         somaxconn: Some(r.somaxconn),
@@ -299,15 +308,16 @@ fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
     (known && fits).then_some(slot.requested)
 }
 
-fn owners(owners: &Owners, inode: u64) -> (Vec<crate::model::Owner>, Option<String>) {
+fn owners(owners: &Owners, inode: u64, uid: u32) -> (Vec<Owner>, Option<String>, Belongs) {
     let holders = if inode == 0 { &[] } else { owners.of(inode) };
     let cgroup = holders.iter().find_map(|owner| owners.cgroup(owner.pid)).map(str::to_owned);
-    (holders.to_vec(), cgroup)
+    let belongs = Belongs { user: owners.user(uid).map(str::to_owned), netns_name: None };
+    (holders.to_vec(), cgroup, belongs)
 }
 
 /// A listener that is known from `sock_diag` alone.
 fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Owners) -> Listener {
-    let (owners, cgroup) = owners(known, diag.inode);
+    let (owners, cgroup, belongs) = owners(known, diag.inode, diag.uid);
     Listener {
         time: now.time,
         id: Id::Cookie { netns, cookie: diag.cookie },
@@ -322,6 +332,7 @@ fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Own
         uid: Some(diag.uid),
         owners,
         cgroup,
+        belongs,
         netns,
         requested: None,
         somaxconn: None,
@@ -347,6 +358,7 @@ fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Own
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::NetnsPath;
     use socktrace_common::slot_state;
 
     const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic_ns: 10_000_000_000 };
@@ -413,6 +425,19 @@ mod tests {
         let listener = one(&mut Engine::default(), t);
         assert_eq!((listener.accept.peak, listener.syn.peak), (None, None));
         assert_eq!(listener.accept.depth, Some(0));
+    }
+
+    #[test]
+    fn namespaces_have_the_names_that_the_host_knows() {
+        let check = |inode, name: Option<&str>, expect: Option<&str>| {
+            let netns = NetnsPath { inode, path: "/".into(), name: name.map(str::to_owned) };
+            let host = Host { netns: vec![netns], ..Host::default() };
+            let interval = Engine::default().interval(NOW, &[tracked(|_| {})], &host);
+            assert_eq!(interval.listeners[0].belongs.netns_name.as_deref(), expect);
+        };
+        check(1, Some("blue"), Some("blue"));
+        check(1, None, None);
+        check(2, Some("blue"), None);
     }
 
     #[test]

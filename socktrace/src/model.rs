@@ -46,6 +46,15 @@ pub struct Owner {
     pub fd: u32,
 }
 
+/// What else is known of whom a listener belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Belongs {
+    /// Name of the socket's user.
+    pub user: Option<String>,
+    /// The network namespace's name, where it has one.
+    pub netns_name: Option<String>,
+}
+
 /// The rule that limits the SYN queue. `Backlog`: `inet_csk_reqsk_queue_is_full` compares with the
 /// listener's backlog. `MaxSynBacklog`: with cookies off, `tcp_conn_request` keeps the last quarter
 /// of `tcp_max_syn_backlog` for peers it knows. `Syncookies`: with `tcp_syncookies=2` every SYN is
@@ -185,6 +194,7 @@ pub struct Listener {
     pub uid: Option<u32>,
     pub owners: Vec<Owner>,
     pub cgroup: Option<String>,
+    pub belongs: Belongs,
     pub netns: u32,
 
     pub requested: Option<i32>,

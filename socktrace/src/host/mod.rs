@@ -9,14 +9,16 @@ mod netstat;
 mod owners;
 mod ports;
 mod unix;
+mod root;
+mod users;
 
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
 pub use netstat::{EXPLAINED, Netstat, read_netstat};
-pub use owners::{Owners, read_owners};
 pub use ports::{Holder, MOST_HOLDERS, RangeUse, holders, range_use};
 pub use unix::UnixListener;
+pub use owners::Owners;
 
 use std::{collections::HashMap, path::Path};
 
@@ -39,7 +41,7 @@ impl Host {
     /// Reads everything that can be reached. `proc` is where procfs is mounted.
     pub fn read(proc: &Path) -> Result<Self> {
         let mut host = Self { netns: netns::reachable(proc), ..Self::default() };
-        host.owners = owners::read_owners(proc);
+        host.owners.read(proc);
         let wanted: Vec<_> = host.netns.iter().map(|netns| netns.inode).collect();
         host.ask(&wanted);
         Ok(host)

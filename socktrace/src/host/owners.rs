@@ -7,13 +7,15 @@ use procfs::{
     process::{FDTarget, Process, all_processes_with_root},
 };
 
+use super::{root::Root, users::Users};
 use crate::model::Owner;
 
 /// Holders of sockets by the socket's inode.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Owners {
     by_inode: HashMap<u64, Vec<Owner>>,
     cgroups: HashMap<u32, String>,
+    users: Users,
     /// Processes whose file descriptors could not be read: their sockets have no owner here.
     pub unreadable: usize,
 }
@@ -22,6 +24,29 @@ impl Owners {
     #[must_use]
     pub fn of(&self, inode: u64) -> &[Owner] {
         self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
+
+    /// The name of a user.
+    #[must_use]
+    pub fn user(&self, uid: u32) -> Option<&str> {
+        self.users.name(uid)
+    }
+
+    /// Reads the file descriptors of every process. One that ends meanwhile is not an error.
+    pub fn read(&mut self, proc: &Path) {
+        let mut now = Self { users: std::mem::take(&mut self.users), ..Self::default() };
+        if let Some(root) = Root::of(proc) {
+            now.users.refresh(&root);
+        }
+        for process in all_processes_with_root(proc).into_iter().flatten().flatten() {
+            if add(&mut now, &process).is_err() {
+                now.unreadable += 1;
+            }
+        }
+        for holders in now.by_inode.values_mut() {
+            holders.sort();
+        }
+        *self = now;
     }
 
     /// Looks at one process again, which is quick: the one that opened a new listener.
@@ -61,24 +86,6 @@ impl Owners {
     pub fn cgroup(&self, pid: u32) -> Option<&str> {
         self.cgroups.get(&pid).map(String::as_str)
     }
-}
-
-/// Reads the file descriptors of every process. One that ends meanwhile is not an error.
-#[must_use]
-pub fn read_owners(proc: &Path) -> Owners {
-    let mut owners = Owners::default();
-    let Ok(processes) = all_processes_with_root(proc) else {
-        return owners;
-    };
-    for process in processes.flatten() {
-        if add(&mut owners, &process).is_err() {
-            owners.unreadable += 1;
-        }
-    }
-    for holders in owners.by_inode.values_mut() {
-        holders.sort();
-    }
-    owners
 }
 
 fn add(owners: &mut Owners, process: &Process) -> procfs::ProcResult<()> {

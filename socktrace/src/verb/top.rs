@@ -216,7 +216,7 @@ impl Top {
 
     fn read_owners(&mut self) {
         let began = Instant::now();
-        self.host.owners = host::read_owners(proc());
+        self.host.owners.read(proc());
         self.owners_cost = began.elapsed();
         self.owners_read = Instant::now();
     }

@@ -360,6 +360,13 @@ pub static COLUMNS: &[Column] = &[
         "Control group of the first process that holds the socket."
     ),
     text!(
+        "user",
+        "USER",
+        Wide,
+        |l: &Listener| printable(l.belongs.user.as_deref().unwrap_or(UNKNOWN)).into_owned(),
+        "User of the socket, as /etc/passwd names it."
+    ),
+    text!(
         "owner",
         "OWNER",
         Always,

@@ -58,6 +58,8 @@ struct Identity<'a> {
     owners: Vec<OwnerRecord<'a>>,
     cgroup: Option<&'a str>,
     container: Option<&'a str>,
+    user: Option<&'a str>,
+    netns_name: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -164,6 +166,8 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                     .collect(),
                 cgroup: l.cgroup.as_deref(),
                 container: None,
+                user: l.belongs.user.as_deref(),
+                netns_name: l.belongs.netns_name.as_deref(),
             },
             backlog: Backlog {
                 requested: l.requested,
@@ -301,7 +305,8 @@ mod tests {
                     "cookie": 5121, "inode": 41231, "interface": unknown, "reuseport": false, "v6only": unknown, "uid": 0,
                     "owners": [{"pid": 812, "comm": "nginx", "fd": 6},
                                {"pid": 813, "comm": "nginx", "fd": 6}],
-                    "cgroup": "/system.slice/nginx.service", "container": unknown
+                    "cgroup": "/system.slice/nginx.service", "container": unknown,
+                    "user": "root", "netns_name": unknown
                 },
                 "backlog": {"requested": 1024, "somaxconn": 128, "effective": 128, "clamped": true},
                 "accept_queue": {"depth": 3, "limit": 128, "peak": 129, "capacity": 129},

@@ -28,7 +28,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 pub(crate) fn sample() -> crate::model::Listener {
     use crate::model::{
-        Drops, Family, Id, Listener, Owner, Queue, SynRule, Times, Totals, Transport,
+        Belongs, Drops, Family, Id, Listener, Owner, Queue, SynRule, Times, Totals, Transport,
     };
     use std::time::{Duration, SystemTime};
 
@@ -49,6 +49,7 @@ pub(crate) fn sample() -> crate::model::Listener {
             Owner { pid: 813, comm: "nginx".into(), fd: 6 },
         ],
         cgroup: Some("/system.slice/nginx.service".into()),
+        belongs: Belongs { user: Some("root".into()), netns_name: None },
         netns: 4_026_531_840,
         requested: Some(1024),
         somaxconn: Some(128),
