@@ -308,11 +308,18 @@ fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
     (known && fits).then_some(slot.requested)
 }
 
+/// Who holds a socket, and what the first of them is part of.
 fn owners(owners: &Owners, inode: u64, uid: u32) -> (Vec<Owner>, Option<String>, Belongs) {
     let holders = if inode == 0 { &[] } else { owners.of(inode) };
-    let cgroup = holders.iter().find_map(|owner| owners.cgroup(owner.pid)).map(str::to_owned);
-    let belongs = Belongs { user: owners.user(uid).map(str::to_owned), netns_name: None };
-    (holders.to_vec(), cgroup, belongs)
+    let process = holders.iter().find_map(|owner| owners.process(owner.pid));
+    let belongs = Belongs {
+        exe: process.and_then(|process| process.exe.clone()),
+        user: owners.user(uid).map(str::to_owned),
+        unit: process.and_then(|process| process.unit.clone()),
+        container: process.and_then(|process| process.container.clone()),
+        netns_name: None,
+    };
+    (holders.to_vec(), process.and_then(|process| process.cgroup.clone()), belongs)
 }
 
 /// A listener that is known from `sock_diag` alone.

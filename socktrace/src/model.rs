@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -46,11 +47,30 @@ pub struct Owner {
     pub fd: u32,
 }
 
-/// What else is known of whom a listener belongs to.
+/// A container, as its control group and the host's own files name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Container {
+    pub id: String,
+    /// `docker`, `containerd`, `cri-o` or `podman`.
+    pub runtime: Option<&'static str>,
+    pub name: Option<String>,
+    /// Kubernetes' name of its pod, and that one's namespace.
+    pub pod: Option<String>,
+    pub pod_uid: Option<String>,
+    pub namespace: Option<String>,
+}
+
+/// What else is known of whom a listener belongs to: by its user, its network namespace and the first
+/// process that holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Belongs {
+    /// Where the link `/proc/PID/exe` leads.
+    pub exe: Option<String>,
     /// Name of the socket's user.
     pub user: Option<String>,
+    /// systemd's unit.
+    pub unit: Option<String>,
+    pub container: Option<Arc<Container>>,
     /// The network namespace's name, where it has one.
     pub netns_name: Option<String>,
 }

@@ -1,24 +1,27 @@
 //! The one module that reads the host: `/proc`, netlink, namespaces, sysctls.
 
 mod bytecode;
+mod cgroup;
+mod container;
 mod diag;
 mod kernel;
+mod names;
 mod netlink;
 mod netns;
 mod netstat;
 mod owners;
 mod ports;
-mod unix;
 mod root;
+mod unix;
 mod users;
 
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
 pub use netstat::{EXPLAINED, Netstat, read_netstat};
+pub use owners::Owners;
 pub use ports::{Holder, MOST_HOLDERS, RangeUse, holders, range_use};
 pub use unix::UnixListener;
-pub use owners::Owners;
 
 use std::{collections::HashMap, path::Path};
 

@@ -8,10 +8,12 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
 
 /// Larger files are not read.
 const MOST_BYTES: u64 = 1 << 20;
+/// Entries of a directory beyond these are not seen.
+const MOST_ENTRIES: usize = 1 << 14;
 
 /// A directory whose links lead nowhere outside of it.
 #[derive(Debug)]
@@ -66,6 +68,20 @@ impl Root {
         // It may have grown meanwhile.
         let read = file.take(MOST_BYTES + 1).read_to_end(&mut bytes).ok()?;
         (u64::try_from(read).ok()? <= MOST_BYTES).then_some(bytes)
+    }
+
+    /// The names in a directory.
+    pub(super) fn list(&self, path: &str) -> Vec<String> {
+        let opened = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY);
+        let Some(entries) = opened.and_then(|opened| Dir::new(opened).ok()) else {
+            return Vec::new();
+        };
+        entries
+            .take(MOST_ENTRIES)
+            .flatten()
+            .filter_map(|entry| Some(entry.file_name().to_str().ok()?.to_owned()))
+            .filter(|name| name != "." && name != "..")
+            .collect()
     }
 
     fn stamp(&self, path: &str) -> Option<Stamp> {

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::printable;
-use crate::model::{Listener, Owner, SynRule, Transport};
+use crate::model::{Container, Listener, Owner, SynRule, Transport};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -356,15 +356,36 @@ pub static COLUMNS: &[Column] = &[
         "cgroup",
         "CGROUP",
         Wide,
-        |l: &Listener| printable(l.cgroup.as_deref().unwrap_or(UNKNOWN)).into_owned(),
+        |l: &Listener| outside(l.cgroup.as_deref()),
         "Control group of the first process that holds the socket."
+    ),
+    text!(
+        "unit",
+        "UNIT",
+        Wide,
+        |l: &Listener| outside(l.belongs.unit.as_deref()),
+        "systemd unit of that process."
+    ),
+    text!(
+        "container",
+        "CONTAINER",
+        Wide,
+        |l: &Listener| l.belongs.container.as_deref().map_or_else(|| UNKNOWN.to_owned(), container),
+        "Container of that process: pod and name, or name, or the first 12 digits of its id."
     ),
     text!(
         "user",
         "USER",
         Wide,
-        |l: &Listener| printable(l.belongs.user.as_deref().unwrap_or(UNKNOWN)).into_owned(),
+        |l: &Listener| outside(l.belongs.user.as_deref()),
         "User of the socket, as /etc/passwd names it."
+    ),
+    text!(
+        "exe",
+        "EXE",
+        Wide,
+        |l: &Listener| outside(l.belongs.exe.as_deref()),
+        "Executable of that process."
     ),
     text!(
         "owner",
@@ -374,6 +395,21 @@ pub static COLUMNS: &[Column] = &[
         "Process that holds the socket, and how many others do."
     ),
 ];
+
+/// Text from outside.
+fn outside(text: Option<&str>) -> String {
+    printable(text.unwrap_or(UNKNOWN)).into_owned()
+}
+
+fn container(container: &Container) -> String {
+    const SHORT: usize = 12;
+    let short = container.id.get(..SHORT).unwrap_or(&container.id);
+    let name = container.name.as_deref().unwrap_or(short);
+    match &container.pod {
+        Some(pod) => printable(&format!("{pod}/{name}")).into_owned(),
+        None => printable(name).into_owned(),
+    }
+}
 
 fn owner(listener: &Listener) -> String {
     let mut pids: Vec<&Owner> = listener.owners.iter().collect();
@@ -411,6 +447,31 @@ mod tests {
             .map(|ns| duration(Some(ns)));
         assert_eq!(texts, ["0.0us", "0.9us", "41us", "999us", "1.0ms", "5.1ms", "41ms", "1.5s"]);
         assert_eq!(duration(None), "-");
+    }
+
+    #[test]
+    fn a_container_has_the_name_that_says_most() {
+        let check = |name: Option<&str>, pod: Option<&str>, expect: &str| {
+            let (name, pod) = (name.map(str::to_owned), pod.map(str::to_owned));
+            let sample = crate::view::sample_container();
+            assert_eq!(container(&Container { name, pod, ..sample }), expect);
+        };
+        check(Some("nginx"), Some("web-0"), "web-0/nginx");
+        check(Some("nginx"), None, "nginx");
+        check(None, Some("web-0"), "web-0/4f797c539e6c");
+        check(None, None, "4f797c539e6c");
+        check(Some("a\u{202e}"), Some("\x1b[m"), "\\u{1b}[m/a\\u{202e}");
+    }
+
+    #[test]
+    fn nothing_from_outside_reaches_a_terminal_as_it_is() {
+        let mut l = crate::view::sample();
+        let hostile = || Some("\x1b]0;\n".to_owned());
+        l.cgroup = hostile();
+        (l.belongs.unit, l.belongs.exe, l.belongs.user) = (hostile(), hostile(), hostile());
+        for column in COLUMNS {
+            assert!(!(column.value)(&l).contains(char::is_control), "{}", column.key);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::model::{Family, Listener, Queue, SynRule, Times, Totals, Transport};
+use crate::model::{Container, Family, Listener, Queue, SynRule, Times, Totals, Transport};
 
 const SCHEMA: u32 = 1;
 
@@ -57,7 +57,9 @@ struct Identity<'a> {
     uid: Option<u32>,
     owners: Vec<OwnerRecord<'a>>,
     cgroup: Option<&'a str>,
-    container: Option<&'a str>,
+    container: Option<&'a Container>,
+    unit: Option<&'a str>,
+    exe: Option<&'a str>,
     user: Option<&'a str>,
     netns_name: Option<&'a str>,
 }
@@ -165,7 +167,9 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                     .map(|owner| OwnerRecord { pid: owner.pid, comm: &owner.comm, fd: owner.fd })
                     .collect(),
                 cgroup: l.cgroup.as_deref(),
-                container: None,
+                container: l.belongs.container.as_deref(),
+                unit: l.belongs.unit.as_deref(),
+                exe: l.belongs.exe.as_deref(),
                 user: l.belongs.user.as_deref(),
                 netns_name: l.belongs.netns_name.as_deref(),
             },
@@ -306,7 +310,8 @@ mod tests {
                     "owners": [{"pid": 812, "comm": "nginx", "fd": 6},
                                {"pid": 813, "comm": "nginx", "fd": 6}],
                     "cgroup": "/system.slice/nginx.service", "container": unknown,
-                    "user": "root", "netns_name": unknown
+                    "unit": "nginx.service", "exe": "/usr/sbin/nginx", "user": "root",
+                    "netns_name": unknown
                 },
                 "backlog": {"requested": 1024, "somaxconn": 128, "effective": 128, "clamped": true},
                 "accept_queue": {"depth": 3, "limit": 128, "peak": 129, "capacity": 129},
@@ -326,6 +331,20 @@ mod tests {
                                 "max_us": 5100},
                 "handshake": unknown, "last_accept_age_ms": 12, "oldest_wait_ms": unknown,
                 "closed": false
+            })
+        );
+    }
+    #[test]
+    fn a_container_is_an_object() {
+        let mut listener = crate::view::sample();
+        listener.belongs.container = Some(crate::view::sample_container().into());
+        let record = serde_json::to_value(ListenerRecord::from(&listener)).unwrap();
+        assert_eq!(
+            record["listener"]["container"],
+            json!({
+                "id": "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970",
+                "runtime": "containerd", "name": "nginx", "pod": "web-0",
+                "pod_uid": Value::Null, "namespace": "shop"
             })
         );
     }

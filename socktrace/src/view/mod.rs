@@ -24,6 +24,19 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// A container for tests.
+#[cfg(test)]
+pub(crate) fn sample_container() -> crate::model::Container {
+    crate::model::Container {
+        id: "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970".into(),
+        runtime: Some("containerd"),
+        name: Some("nginx".into()),
+        pod: Some("web-0".into()),
+        pod_uid: None,
+        namespace: Some("shop".into()),
+    }
+}
+
 /// A listener for tests.
 #[cfg(test)]
 pub(crate) fn sample() -> crate::model::Listener {
@@ -49,7 +62,13 @@ pub(crate) fn sample() -> crate::model::Listener {
             Owner { pid: 813, comm: "nginx".into(), fd: 6 },
         ],
         cgroup: Some("/system.slice/nginx.service".into()),
-        belongs: Belongs { user: Some("root".into()), netns_name: None },
+        belongs: Belongs {
+            exe: Some("/usr/sbin/nginx".into()),
+            user: Some("root".into()),
+            unit: Some("nginx.service".into()),
+            container: None,
+            netns_name: None,
+        },
         netns: 4_026_531_840,
         requested: Some(1024),
         somaxconn: Some(128),
