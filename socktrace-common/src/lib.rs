@@ -5,6 +5,7 @@
 //! pattern is a valid value on both sides. Sizes are asserted beside the types.
 #![no_std]
 
+pub mod event;
 pub mod layout;
 
 /// One tracked listening socket. Written by the kernel side, released by the user side.
@@ -51,9 +52,12 @@ pub struct Slot {
     /// Depths of both queues when it ceased to listen.
     pub closed_accept: u32,
     pub closed_syn: u32,
-    pub _reserved: u32,
+    /// Whether its events were asked for: one of [`wanted`].
+    pub wanted: u32,
+    /// Name of the task that called `listen()`, bytes in memory's order.
+    pub opener_comm: [u64; 2],
 }
-const _: () = assert!(size_of::<Slot>() == 104);
+const _: () = assert!(size_of::<Slot>() == 120);
 
 impl Slot {
     /// Tells its namespace from every other, dead ones too, as far as 32 bits do.
@@ -69,6 +73,14 @@ pub mod slot_state {
     pub const FREE: u32 = 0;
     pub const OPEN: u32 = 1;
     pub const CLOSED: u32 = 2;
+}
+
+/// Values of [`Slot::wanted`].
+pub mod wanted {
+    /// The user side has to say: it knows the processes that hold the socket.
+    pub const UNKNOWN: u32 = 0;
+    pub const YES: u32 = 1;
+    pub const NO: u32 = 2;
 }
 
 /// [`Slot::requested`] holds what the program passed to `listen()`.
@@ -97,9 +109,21 @@ pub struct Cell {
     pub accepted_ns: u64,
     /// By the indices of [`count`].
     pub counts: [u64; count::COUNT],
-    pub _reserved: [u64; 6],
+    /// Thread groups that called `accept()`, each at the place that [`acceptor`] gives it.
+    pub acceptors: [u32; ACCEPTORS],
 }
 const _: () = assert!(size_of::<Cell>() == 320);
+
+/// Places in [`Cell::acceptors`].
+pub const ACCEPTORS: usize = 8;
+
+/// Where a process that accepts is noted. Workers of one server have neighbouring numbers; of two at one
+/// place the last is known, and the other one again when it accepts next.
+#[must_use]
+#[inline(always)]
+pub const fn acceptor(pid: u32) -> usize {
+    (pid % ACCEPTORS as u32) as usize
+}
 
 /// Indices of [`Cell::counts`]. They count packets where the kernel counts packets.
 pub mod count {
@@ -146,7 +170,11 @@ pub mod count {
     pub const WAIT_NS: usize = 26;
     /// How often a hook looked at the listener.
     pub const EVENTS: usize = 27;
-    pub const COUNT: usize = 28;
+    /// AF_UNIX: connects that had to wait because the accept queue was full, and that were refused with
+    /// EAGAIN instead.
+    pub const CONNECTS_WAITED: usize = 28;
+    pub const CONNECTS_REFUSED: usize = 29;
+    pub const COUNT: usize = 30;
 }
 
 /// How long connections took, by [`bucket`]. Shared by all CPUs, added to atomically.
@@ -281,6 +309,8 @@ pub const READ_MPTCP: u8 = 4;
 pub const READ_SHUTDOWN: u8 = 8;
 /// `net.ipv4.tcp_migrate_req` is on.
 pub const READ_MIGRATES: u8 = 16;
+/// AF_UNIX: it takes SOCK_SEQPACKET connections, not SOCK_STREAM.
+pub const READ_SEQPACKET: u8 = 32;
 /// Every field was read; without it nothing in the record may be used.
 pub const READ_DONE: u8 = 128;
 
@@ -351,7 +381,9 @@ pub mod stat {
     /// Not losses: elements that were put into the map of waiting connections, and taken out.
     pub const WAITING_IN: u32 = 6;
     pub const WAITING_OUT: u32 = 7;
-    pub const COUNT: u32 = 8;
+    /// An event found the ring buffer full.
+    pub const RING_FULL: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 /// Key of the tracepoint backend's map of counters, a namespace's ([`Slot::netns_id`]) on a CPU.
@@ -387,14 +419,21 @@ const _: () = assert!(size_of::<Mib>() == 80);
 /// TCP states as the kernel numbers them (`include/net/tcp_states.h`).
 pub mod tcp_state {
     pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
     pub const SYN_RECV: u8 = 3;
     pub const CLOSE: u8 = 7;
     pub const LISTEN: u8 = 10;
 }
 
+pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
+pub const SOCK_STREAM: u16 = 1;
+pub const SOCK_DGRAM: u16 = 2;
+pub const SOCK_SEQPACKET: u16 = 5;
+
 pub const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_UDP: u16 = 17;
 pub const IPPROTO_MPTCP: u16 = 262;
 
 #[cfg(test)]

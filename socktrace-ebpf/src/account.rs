@@ -9,21 +9,24 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        generated::bpf_get_current_task,
+        bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        bpf_probe_read_kernel, generated::bpf_get_current_task,
     },
     macros::{map, raw_tracepoint},
     maps::PerCpuArray,
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    BUCKETS, Cell, IPPROTO_MPTCP, Mib, NOBODY, QUEUE_BATCH, Waiting, bucket, count, counters_key,
-    counting, slot_state, stat,
+    AF_UNIX, BUCKETS, Cell, IPPROTO_MPTCP, Mib, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor,
+    bucket, count, counters_key, counting,
+    event::{kind, step},
+    slot_state, stat,
 };
 
 use crate::{
-    adopt, layout as at, listener, maps,
+    adopt, calls, events, filter, layout as at, listener, maps,
     mem::{Mem, Probe, present},
+    unix,
 };
 
 /// What this CPU is doing, by the kernel function it is in.
@@ -49,6 +52,8 @@ pub(crate) struct Context {
     percpu: u64,
     sk: u64,
     request: u64,
+    /// The segment that is handled; with [`doing::ICMP`], the request.
+    skb: u64,
     doing: u32,
     slot: u32,
     /// The SYN queue's depth before.
@@ -111,7 +116,7 @@ fn percpu_offset(context: &mut Context) -> Option<u64> {
 /// Whether a queue is so far from full that other CPUs cannot fill it while this one handles a
 /// segment.
 #[inline(always)]
-fn is_calm(depth: u32, limit: u32) -> bool {
+pub(crate) fn is_calm(depth: u32, limit: u32) -> bool {
     depth < limit / 4
 }
 
@@ -142,11 +147,11 @@ fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
 /// A function began to work for the listener `sk`.
 ///
 /// # Safety
-/// `sk` must be a `struct sock` pointer that `M` may read.
+/// `sk` must be a `struct sock` pointer that `M` may read; `skb` is the segment, if there is one.
 #[inline(always)]
-pub(crate) unsafe fn enter<M: Mem>(doing: u32, sk: *const u8) {
+pub(crate) unsafe fn enter<M: Mem>(doing: u32, sk: *const u8, skb: *const u8) {
     // SAFETY: the caller's promise.
-    unsafe { enter_with::<M>(doing, sk, 0) };
+    unsafe { enter_with::<M>(doing, sk, skb, 0) };
 }
 
 /// `tcp_check_req` began to work on a segment.
@@ -169,11 +174,11 @@ pub(crate) unsafe fn enter_ack<M: Mem>(sk: *const u8, skb: *const u8) {
         has |= HAS_TROUBLE;
     }
     // SAFETY: the caller's promise.
-    unsafe { enter_with::<M>(doing::ACK, sk, has) };
+    unsafe { enter_with::<M>(doing::ACK, sk, skb, has) };
 }
 
 #[inline(always)]
-unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, has: u32) {
+unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32) {
     let Some(context) = context() else { return };
     context.doing = doing::NOTHING;
     // SAFETY: the caller's promise.
@@ -220,6 +225,7 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, has: u32) {
     }
     context.slot = index;
     context.sk = sk as u64;
+    context.skb = skb as u64;
     context.doing = doing;
 }
 
@@ -255,12 +261,24 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
         if read(mib, doing, context.has, &mut after).is_none() {
             return;
         }
+        let about = About { index, skb: context.skb };
         match doing {
             // SAFETY: the caller's promise.
             doing::SYN => unsafe { syn::<M>(cell, context, &after, sk) },
-            doing::ACK => ack(cell, before, &after, context.has),
-            doing::COOKIE => cookie(cell, before, &after),
-            _ => cell.counts[count::OTHER] += after.listen[1].wrapping_sub(before.listen[1]),
+            doing::ACK => ack(cell, before, &after, context.has, about),
+            doing::COOKIE => cookie(cell, before, &after, about),
+            _ => {
+                let drops = after.listen[1].wrapping_sub(before.listen[1]);
+                cell.counts[count::OTHER] += drops;
+                if drops != 0 {
+                    let request = context.skb as *const u8;
+                    // SAFETY: the request is there until its function returns.
+                    events::of_listener(kind::DROP, index, |event| unsafe {
+                        event.detail = count::OTHER as u32;
+                        events::peer_of(event, request);
+                    });
+                }
+            }
         }
     }
     // SAFETY: the caller's promise.
@@ -270,7 +288,8 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
 /// `tcp_conn_request` has handled a SYN.
 #[inline(always)]
 unsafe fn syn<M: Mem>(cell: &mut Cell, context: &Context, after: &Mib, sk: *const u8) {
-    let answered = syn_counts(cell, &context.before, after, sk);
+    let about = About { index: context.slot, skb: context.skb };
+    let answered = syn_counts(cell, &context.before, after, sk, about);
     if context.has & HAS_FASTOPEN != 0 {
         let full = after.fastopen_full.wrapping_sub(context.before.fastopen_full);
         cell.counts[count::FASTOPEN_FULL] += full;
@@ -293,9 +312,19 @@ enum Answered {
     Otherwise,
 }
 
+/// Whom a segment was for.
+#[derive(Clone, Copy)]
+struct About {
+    /// The listener's slot.
+    index: u32,
+    skb: u64,
+}
+
 /// Counts a SYN by what moved meanwhile.
 #[inline(always)]
-fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8) -> Answered {
+fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8, about: About) -> Answered {
+    let About { index, skb } = about;
+    events::segment(kind::SYN, index, skb);
     let counts = &mut cell.counts;
     let overflows = after.listen[0].wrapping_sub(before.listen[0]);
     let drops = after.listen[1].wrapping_sub(before.listen[1]);
@@ -308,10 +337,22 @@ fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8) -> Answ
     counts[count::COOKIES_WANTED] += wanted;
     counts[count::COOKIES_SENT] += sent;
     let rest = drops.wrapping_sub(overflows).wrapping_sub(full);
+    let mut reason = if overflows != 0 { count::FULL_ON_SYN } else { count::SYN_FULL };
     if rest != 0 {
         // SAFETY: `Probe` survives any address.
         let reserve = unsafe { reserve_taken(sk) };
-        counts[if reserve { count::RESERVE } else { count::OTHER }] += rest;
+        reason = if reserve { count::RESERVE } else { count::OTHER };
+        if reserve {
+            counts[count::RESERVE] += rest;
+        } else {
+            counts[count::OTHER] += rest;
+        }
+    }
+    if drops != 0 {
+        events::drop(index, skb, reason);
+    }
+    if sent != 0 {
+        events::cookie(index, skb, step::SENT);
     }
     if full | wanted != 0 {
         Answered::Full
@@ -368,7 +409,8 @@ unsafe fn observe_limit<M: Mem>(sk: *const u8, before: u32, queued: bool, full: 
 
 /// `tcp_check_req` has handled a segment for a half-open request.
 #[inline(always)]
-fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32) {
+fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32, about: About) {
+    let About { index, skb } = about;
     let counts = &mut cell.counts;
     let overflows = after.listen[0].wrapping_sub(before.listen[0]);
     let drops = after.listen[1].wrapping_sub(before.listen[1]);
@@ -378,6 +420,13 @@ fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32) {
     // Which the kernel answers without making another request of it.
     if has & HAS_SYN != 0 {
         counts[count::SYNS] += 1;
+        events::segment(kind::SYN, index, skb);
+    }
+    if drops != 0 {
+        events::drop(index, skb, if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER });
+    }
+    if resets != 0 {
+        events::segment(kind::RESET, index, skb);
     }
     // With tcp_abort_on_overflow the server resets what it could not take.
     counts[if drops == 0 { count::RESET } else { count::RESETS_ON_OVERFLOW }] += resets;
@@ -388,12 +437,21 @@ fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32) {
 
 /// `cookie_v4_check` or `cookie_v6_check` has handled a segment that no request was found for.
 #[inline(always)]
-fn cookie(cell: &mut Cell, before: &Mib, after: &Mib) {
+fn cookie(cell: &mut Cell, before: &Mib, after: &Mib, about: About) {
+    let About { index, skb } = about;
     let counts = &mut cell.counts;
     let overflows = after.listen[0].wrapping_sub(before.listen[0]);
     let drops = after.listen[1].wrapping_sub(before.listen[1]);
-    counts[count::COOKIES_ACCEPTED] += after.cookies[1].wrapping_sub(before.cookies[1]);
-    counts[count::COOKIES_FAILED] += after.cookies[2].wrapping_sub(before.cookies[2]);
+    let accepted = after.cookies[1].wrapping_sub(before.cookies[1]);
+    let failed = after.cookies[2].wrapping_sub(before.cookies[2]);
+    if accepted | failed != 0 {
+        events::cookie(index, skb, if accepted != 0 { step::ACCEPTED } else { step::FAILED });
+    }
+    if drops != 0 {
+        events::drop(index, skb, if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER });
+    }
+    counts[count::COOKIES_ACCEPTED] += accepted;
+    counts[count::COOKIES_FAILED] += failed;
     counts[count::COOKIES_OVERFLOWED] += overflows;
     counts[count::FULL_ON_ACK] += overflows;
     counts[count::OTHER] += drops.wrapping_sub(overflows);
@@ -420,10 +478,11 @@ pub(crate) fn established(sk: *const u8, child: *const u8, request: *const u8) {
     // SAFETY: `Probe` survives any address.
     let sent: Option<u64> = unsafe { Probe::read(request, at::REQ_SYNACK_TIME.load()) };
     let Some(sent_us) = sent else { return };
+    let took = now.saturating_sub(sent_us.wrapping_mul(1000));
+    joins(index, child, if sent_us == 0 { events::UNTIMED } else { took });
     if sent_us == 0 {
         return;
     }
-    let took = now.saturating_sub(sent_us.wrapping_mul(1000));
     cell.counts[count::HANDSHAKES] += 1;
     cell.counts[count::HANDSHAKE_NS] += took;
     if took > cell.handshake_max_ns {
@@ -452,11 +511,33 @@ pub(crate) fn queue_add(child: *const u8) {
     }
     // SAFETY: a plain helper call.
     waits(child, index, unsafe { bpf_ktime_get_ns() });
+    joins(index, child, events::UNTIMED);
+}
+
+/// The event that a connection enters the accept queue.
+#[inline(always)]
+fn joins(index: u32, child: *const u8, handshake_ns: u64) {
+    events::of_listener(kind::ESTABLISHED, index, |event| {
+        // It is not in the queue yet.
+        event.accept_depth += 1;
+        // SAFETY: the connection is being made.
+        unsafe { events::peer_of(event, child) };
+        events::timed(event, handshake_ns);
+    });
+}
+
+/// Tracepoint backend: the same for a connection that is in the queue.
+#[inline(always)]
+pub(crate) fn joined(index: u32, child: *const u8) {
+    // SAFETY: the connection has just been made.
+    events::of_listener(kind::ESTABLISHED, index, |event| unsafe {
+        events::peer_of(event, child);
+    });
 }
 
 /// A connection enters the accept queue of a slot.
 #[inline(always)]
-fn waits(child: *const u8, slot: u32, since_ns: u64) {
+pub(crate) fn waits(child: *const u8, slot: u32, since_ns: u64) {
     if !maps::accepts_seen() {
         return;
     }
@@ -493,7 +574,7 @@ fn waited(child: *const u8) -> Option<Waiting> {
 /// # Safety
 /// `sk` must be a `struct sock` pointer that `M` may read.
 #[inline(always)]
-pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8) {
+pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8, parent: *const u8) {
     // What was queued for an MPTCP connection is its first subflow.
     let mut child = sk;
     if present(at::MPTCP_FIRST.load()) {
@@ -512,8 +593,18 @@ pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8) {
     let now = unsafe { bpf_ktime_get_ns() };
     let took = now.saturating_sub(since_ns);
     cell.counts[count::ACCEPTED] += 1;
-    cell.counts[count::WAIT_NS] += took;
     cell.accepted_ns = now;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    cell.acceptors[acceptor(pid)] = pid;
+    // When a connection older than the trace was queued is not always known.
+    let waited = if since_ns == 0 { events::UNTIMED } else { took };
+    if filter::wants(kind::ACCEPT) {
+        calls::accepted(slot, child, calls::inode_of(parent), waited);
+    }
+    if waited == events::UNTIMED {
+        return;
+    }
+    cell.counts[count::WAIT_NS] += took;
     if took > cell.wait_max_ns {
         cell.wait_max_ns = took;
     }
@@ -523,8 +614,7 @@ pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8) {
     }
 }
 
-/// Adds a sample. Every CPU does so in the same place, so it has to be atomic; Rust's own atomics need
-/// a compare-and-swap, which eBPF has since 5.12 only.
+/// Adds a sample; every CPU does so in the same place.
 #[inline(always)]
 unsafe fn add(histogram: *mut [u64; BUCKETS], ns: u64) {
     const { assert!(BUCKETS.is_power_of_two()) };
@@ -535,15 +625,7 @@ unsafe fn add(histogram: *mut [u64; BUCKETS], ns: u64) {
         // The compiler knows that the index is small enough, older verifiers want to see it.
         #[cfg(target_arch = "bpf")]
         core::arch::asm!("{index} &= {last}", index = inout(reg) index, last = const BUCKETS - 1);
-        let samples = histogram.cast::<u64>().add(index);
-        #[cfg(target_arch = "bpf")]
-        core::arch::asm!(
-            "lock *(u64 *)({samples} + 0) += {one}",
-            samples = in(reg) samples,
-            one = in(reg) 1_u64,
-        );
-        #[cfg(not(target_arch = "bpf"))]
-        samples.write(samples.read() + 1);
+        maps::increment(histogram.cast::<u64>().add(index));
     }
 }
 
@@ -598,7 +680,20 @@ pub(crate) fn synack_again(request: *const u8) {
         && let Some((cell, _)) = maps::cell(index)
     {
         cell.counts[count::SYNACK_RETRANSMITS] += 1;
+        // SAFETY: as above.
+        events::of_listener(kind::RETRANSMIT, index, |event| unsafe {
+            events::peer_of(event, request);
+            // The kernel counts it when it was sent.
+            event.attempt = attempts(request) + 1;
+        });
     }
+}
+
+/// How often the SYN-ACK of a request was sent again.
+#[inline(always)]
+unsafe fn attempts(request: *const u8) -> u16 {
+    // SAFETY: `Probe` survives any address.
+    unsafe { Probe::read::<u8>(request, at::REQ_RETRANS.load()) }.unwrap_or(0).into()
 }
 
 /// `reqsk_timer_handler(timer)` begins: a SYN-ACK was not answered in time.
@@ -628,10 +723,17 @@ pub(crate) fn timer_done() {
     }
     context.doing = doing::NOTHING;
     // The memory may be free already, but nobody on this CPU can have taken it yet.
-    if !is_queued(context.request as *const u8)
-        && let Some((cell, _)) = maps::cell(context.slot)
+    let request = context.request as *const u8;
+    let index = context.slot;
+    if !is_queued(request)
+        && let Some((cell, _)) = maps::cell(index)
     {
         cell.counts[count::EXPIRED] += 1;
+        // SAFETY: as above.
+        events::of_listener(kind::EXPIRE, index, |event| unsafe {
+            events::peer_of(event, request);
+            event.attempt = attempts(request);
+        });
     }
 }
 
@@ -645,9 +747,9 @@ fn is_queued(request: *const u8) -> bool {
 }
 
 /// Tracepoint backend: something happened to the listener in slot `index`, whose namespace's counters
-/// have moved on this CPU since the event before. `doing` says what.
+/// have moved on this CPU since the event before. `doing` says what, `skb` is the segment, if there is one.
 #[inline(always)]
-pub(crate) fn happened(doing: u32, index: u32, again: bool) {
+pub(crate) fn happened(doing: u32, index: u32, skb: *const u8, again: bool) {
     let phase = maps::counting_phase();
     if phase == counting::OFF {
         return;
@@ -689,16 +791,17 @@ pub(crate) fn happened(doing: u32, index: u32, again: bool) {
         }
     };
     let Some((cell, _)) = maps::cell(index) else { return };
+    let about = About { index, skb: skb as u64 };
     match doing {
         doing::SYN => {
-            syn_counts(cell, &before, &after, slot.sk as *const u8);
+            syn_counts(cell, &before, &after, slot.sk as *const u8, about);
         }
         _ => {
             let recv = after.cookies[1].wrapping_sub(before.cookies[1]);
             if recv != 0 || after.cookies[2] != before.cookies[2] {
-                cookie(cell, &before, &after);
+                cookie(cell, &before, &after, about);
             } else {
-                ack(cell, &before, &after, if again { HAS_SYN } else { 0 });
+                ack(cell, &before, &after, if again { HAS_SYN } else { 0 }, about);
             }
             if doing == doing::ACK {
                 cell.counts[count::ESTABLISHED] += 1;
@@ -758,6 +861,10 @@ pub(crate) fn adopt_queue(ctx: RawTracePointContext) -> i32 {
     let mut request = ctx.arg::<u64>(1) as *const u8;
     // SAFETY: `Probe` survives any address; array elements live as long as the map.
     unsafe {
+        if slot.family == AF_UNIX {
+            adopt_unix_queue(index, slot, request);
+            return 0;
+        }
         if request.is_null() {
             let sk = slot.sk as *const u8;
             let Some(head) = Probe::read(sk, at::ICSK_ACCEPT_HEAD.load()) else { return 0 };
@@ -781,6 +888,34 @@ pub(crate) fn adopt_queue(ctx: RawTracePointContext) -> i32 {
     }
     maps::go_on(request as u64);
     0
+}
+
+/// The same for an AF_UNIX listener, whose queue is a ring of buffers. Since when a connection waits there is
+/// not written down.
+#[inline(always)]
+unsafe fn adopt_unix_queue(index: u32, slot: &Slot, from: *const u8) {
+    let ring = unix::ring(slot);
+    let mut skb = if from.is_null() { ring } else { from };
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        if from.is_null() {
+            let Some(first) = Probe::read(ring, at::SKB_NEXT.load()) else { return };
+            skb = first;
+        }
+        for i in 0..QUEUE_BATCH {
+            if skb == ring {
+                return;
+            }
+            let Some((child, next)) = unix::walk(skb) else { return };
+            let waiting = Waiting { slot: index, _reserved: 0, since_ns: 0 };
+            if maps::WAITING.insert(child, waiting, BPF_NOEXIST.into()).is_ok() {
+                maps::count(stat::WAITING_IN);
+            }
+            skb = next;
+            maps::answer(i + 1);
+        }
+    }
+    maps::go_on(skb as u64);
 }
 
 /// When a connection was established, by CLOCK_MONOTONIC: until its program reads from it,

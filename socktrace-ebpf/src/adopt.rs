@@ -7,11 +7,14 @@ use aya_ebpf::{
     helpers::generated::bpf_get_current_task, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use socktrace_common::{FD_BATCH, IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state};
+use socktrace_common::{
+    AF_UNIX, FD_BATCH, IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state,
+};
 
 use crate::{
     layout as at, listener, maps,
     mem::{Mem, Probe, present},
+    unix,
 };
 
 /// Visits the next [`WALK_BATCH`] processes from the task `arg(0)` on; 0 begins at the caller.
@@ -47,8 +50,9 @@ pub(crate) fn walk_tasks(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Takes in the listeners among the [`FD_BATCH`] file descriptors from `arg(2)` on, of task `arg(0)`,
-/// thread group `arg(1)`. Answers the size of its table of descriptors, 0 when it is gone.
+/// Looks for listeners among the [`FD_BATCH`] file descriptors from `arg(2)` on, of task `arg(0)`, thread
+/// group `arg(1)`, and leaves their addresses in `TASKS`, 0 for none. Answers the size of its table of
+/// descriptors, 0 when it is gone.
 #[raw_tracepoint]
 pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
     // SAFETY: `Probe` survives any address.
@@ -72,16 +76,28 @@ unsafe fn scan(task: *const u8, tgid: u64, first: u64) -> Option<u32> {
         let open: *const u8 = Probe::read(fdt, at::FDT_OPEN.load())?;
         let open: u16 = Probe::read(open.wrapping_add(first as usize / 8), 0)?;
         for bit in 0..FD_BATCH {
+            let Some(entry) = maps::TASKS.get_ptr_mut(bit) else { return None };
+            (*entry).task = 0;
             if open >> bit & 1 == 1
                 && let Some(sk) = socket_at(fdt, first + u64::from(bit))
                 && let Some(sk) = listening(sk)
-                && maps::slot_of(sk).is_none()
             {
-                listener::adopt(sk);
+                (*entry).task = sk as u64;
             }
         }
         Some(size)
     }
+}
+
+/// Takes in the listener at the address `arg(0)`, unless it is known or is none.
+#[raw_tracepoint]
+pub(crate) fn adopt_sk(ctx: RawTracePointContext) -> i32 {
+    let sk = ctx.arg::<u64>(0) as *const u8;
+    // SAFETY: `Probe` survives any address.
+    if unsafe { listening(sk) } == Some(sk) && maps::slot_of(sk).is_none() {
+        listener::adopt(sk);
+    }
+    0
 }
 
 #[inline(always)]
@@ -130,12 +146,27 @@ unsafe fn socket_at(fdt: *const u8, fd: u64) -> Option<*const u8> {
     }
 }
 
-/// The TCP socket that really listens: an MPTCP socket listens through its first subflow.
+/// Inode number of the running task's network namespace, 0 when it cannot be read.
+#[inline(always)]
+pub(crate) unsafe fn current_netns() -> u32 {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        let Some(proxy) = Probe::read::<*const u8>(task, at::TASK_NSPROXY.load()) else { return 0 };
+        let Some(net) = Probe::read::<*const u8>(proxy, at::NSPROXY_NET.load()) else { return 0 };
+        Probe::read(net, at::NET_INUM.load()).unwrap_or(0)
+    }
+}
+
+/// The socket that really listens: an MPTCP socket listens through its first subflow.
 #[inline(always)]
 pub(crate) unsafe fn listening(sk: *const u8) -> Option<*const u8> {
     let mut sk = sk;
     // SAFETY: `Probe` survives any address.
     unsafe {
+        if Probe::read::<u16>(sk, at::SK_FAMILY.load())? == AF_UNIX {
+            return (unix::listens(sk)?).then_some(sk);
+        }
         if Probe::read::<u16>(sk, at::SK_PROTOCOL.load())? == IPPROTO_MPTCP {
             if !present(at::MPTCP_FIRST.load()) {
                 return None;

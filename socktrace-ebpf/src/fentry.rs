@@ -8,8 +8,9 @@ use aya_ebpf::{
 
 use crate::{
     account::{self, doing},
-    layout as at, listener,
+    calls, layout as at, listener,
     mem::{Direct, Mem, Probe},
+    unix,
 };
 
 /// `int __sys_listen(int fd, int backlog)`,
@@ -32,6 +33,7 @@ pub(crate) fn fentry_sys_listen_socket(ctx: FEntryContext) -> i32 {
 pub(crate) fn fentry_security_socket_listen(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is a `struct socket`.
     if let Some(sk) = unsafe { Direct::read::<*const u8>(ctx.arg(0), at::SOCKET_SK.load()) } {
+        calls::listen_asked(sk);
         listener::listen(sk);
     }
     0
@@ -55,7 +57,7 @@ pub(crate) fn fentry_listen_stop(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_conn_request(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is the listener.
-    unsafe { account::enter::<Direct>(doing::SYN, ctx.arg(2)) };
+    unsafe { account::enter::<Direct>(doing::SYN, ctx.arg(2), ctx.arg(3)) };
     0
 }
 
@@ -93,7 +95,7 @@ pub(crate) fn fexit_check_req(ctx: FExitContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_cookie_v4(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is the listener.
-    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0), ctx.arg(1)) };
     0
 }
 
@@ -109,7 +111,7 @@ pub(crate) fn fexit_cookie_v4(ctx: FExitContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_cookie_v6(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is the listener.
-    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0)) };
+    unsafe { account::enter::<Direct>(doing::COOKIE, ctx.arg(0), ctx.arg(1)) };
     0
 }
 
@@ -128,7 +130,7 @@ pub(crate) fn fentry_req_err(ctx: FEntryContext) -> i32 {
     // SAFETY: `Probe` survives any address.
     unsafe {
         if let Some(sk) = Probe::read(ctx.arg(0), at::REQ_LISTENER.load()) {
-            account::enter::<Probe>(doing::ICMP, sk);
+            account::enter::<Probe>(doing::ICMP, sk, ctx.arg(0));
         }
     }
     0
@@ -161,7 +163,7 @@ pub(crate) fn fentry_queue_add(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_sock_graft(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is a `struct sock`.
-    unsafe { account::accepted::<Direct>(ctx.arg(0)) };
+    unsafe { account::accepted::<Direct>(ctx.arg(0), ctx.arg(1)) };
     0
 }
 
@@ -190,5 +192,192 @@ pub(crate) fn fentry_reqsk_timer(ctx: FEntryContext) -> i32 {
 #[fexit]
 pub(crate) fn fexit_reqsk_timer(_ctx: FExitContext) -> i32 {
     account::timer_done();
+    0
+}
+
+/// `int unix_listen(struct socket *sock, int backlog)`
+#[fentry]
+pub(crate) fn fentry_unix_listen(ctx: FEntryContext) -> i32 {
+    unix::listen(ctx.arg(0));
+    0
+}
+
+/// `int unix_release(struct socket *sock)`
+#[fentry]
+pub(crate) fn fentry_unix_release(ctx: FEntryContext) -> i32 {
+    unix::release(ctx.arg(0));
+    0
+}
+
+/// `void unix_release_sock(struct sock *sk, int embrion)`
+#[fentry]
+pub(crate) fn fentry_unix_release_sock(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u64>(1) as u32 != 0 {
+        unix::release_embryo(ctx.arg(0));
+    }
+    0
+}
+
+/// `int security_unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`
+#[fexit]
+pub(crate) fn fexit_unix_may_connect(ctx: FExitContext) -> i32 {
+    if ctx.arg::<u64>(3) as i32 == 0 {
+        unix::queued(ctx.arg(1), ctx.arg(2));
+    }
+    0
+}
+
+/// `long unix_wait_for_peer(struct sock *other, long timeo)`
+#[fentry]
+pub(crate) fn fentry_unix_wait(ctx: FEntryContext) -> i32 {
+    unix::waits_for_room(ctx.arg(0));
+    0
+}
+
+/// `struct sock *unix_find_other(net, sunaddr, addr_len, type)` (from 5.17 on)
+#[fexit]
+pub(crate) fn fexit_unix_find_4(ctx: FExitContext) -> i32 {
+    unix::found(ctx.arg(4));
+    0
+}
+
+/// `struct sock *unix_find_other(net, sunaddr, addr_len, type, flags)` (6.16)
+#[fexit]
+pub(crate) fn fexit_unix_find_5(ctx: FExitContext) -> i32 {
+    unix::found(ctx.arg(5));
+    0
+}
+
+/// `struct sock *unix_find_other(net, sunname, len, type, hash, error)` (before 5.17)
+#[fexit]
+pub(crate) fn fexit_unix_find_6(ctx: FExitContext) -> i32 {
+    unix::found(ctx.arg(6));
+    0
+}
+
+/// `int unix_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags)`
+#[fexit]
+pub(crate) fn fexit_unix_connect(ctx: FExitContext) -> i32 {
+    unix::connected(ctx.arg::<u64>(4) as i32);
+    0
+}
+
+// From here on: what only `socktrace events` attaches.
+
+/// The connect of an AF_UNIX socket begins.
+#[fentry]
+pub(crate) fn fentry_unix_connect_call(ctx: FEntryContext) -> i32 {
+    // SAFETY: the argument is a `struct socket`.
+    if let Some(sk) = unsafe { Direct::read(ctx.arg(0), at::SOCKET_SK.load()) } {
+        calls::unix_connect(sk, ctx.arg(1), ctx.arg::<u64>(2) as u32, false);
+    }
+    0
+}
+
+/// The connect of an AF_UNIX socket ends.
+#[fexit]
+pub(crate) fn fexit_unix_connect_call(ctx: FExitContext) -> i32 {
+    calls::unix_connect_done(ctx.arg::<u64>(4) as i32);
+    0
+}
+
+/// `int __sys_socket(int family, int type, int protocol)`
+#[fentry]
+pub(crate) fn fentry_sys_socket(ctx: FEntryContext) -> i32 {
+    calls::socket(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// It ends.
+#[fexit]
+pub(crate) fn fexit_sys_socket(ctx: FExitContext) -> i32 {
+    calls::socket_done(ctx.arg::<u64>(3) as i32);
+    0
+}
+
+/// `int security_socket_post_create(struct socket *sock, family, type, protocol, int kern)`
+#[fentry]
+pub(crate) fn fentry_post_create(ctx: FEntryContext) -> i32 {
+    calls::created(ctx.arg(0), ctx.arg::<u64>(4) as u32 != 0);
+    0
+}
+
+/// `int security_socket_bind(struct socket *sock, struct sockaddr *address, int addrlen)`
+#[fentry]
+pub(crate) fn fentry_security_bind(ctx: FEntryContext) -> i32 {
+    // SAFETY: the argument is a `struct socket`.
+    if let Some(sk) = unsafe { Direct::read(ctx.arg(0), at::SOCKET_SK.load()) } {
+        calls::bind(sk, ctx.arg(1), ctx.arg::<u64>(2) as u32, false);
+    }
+    0
+}
+
+/// `int __sys_bind(int fd, struct sockaddr *umyaddr, int addrlen)`
+#[fexit]
+pub(crate) fn fexit_sys_bind(ctx: FExitContext) -> i32 {
+    calls::bind_done(ctx.arg::<u64>(3) as i32);
+    0
+}
+
+/// `int __sys_bind_socket(struct socket *sock, address, int addrlen)` (6.11 and later): io_uring's way.
+#[fexit]
+pub(crate) fn fexit_sys_bind_socket(ctx: FExitContext) -> i32 {
+    calls::bind_done(ctx.arg::<u64>(3) as i32);
+    0
+}
+
+/// `__sys_listen` ends.
+#[fexit]
+pub(crate) fn fexit_sys_listen(ctx: FExitContext) -> i32 {
+    calls::listen_done(ctx.arg::<u64>(2) as i32);
+    0
+}
+
+/// `__sys_listen_socket` ends.
+#[fexit]
+pub(crate) fn fexit_sys_listen_socket(ctx: FExitContext) -> i32 {
+    calls::listen_done(ctx.arg::<u64>(2) as i32);
+    0
+}
+
+/// `int tcp_v4_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
+#[fentry]
+pub(crate) fn fentry_connect_v4(ctx: FEntryContext) -> i32 {
+    calls::connect(ctx.arg(0), ctx.arg(1), false);
+    0
+}
+
+/// The SYN was sent, or not.
+#[fexit]
+pub(crate) fn fexit_connect_v4(ctx: FExitContext) -> i32 {
+    calls::connect_sent(ctx.arg::<u64>(3) as i32);
+    0
+}
+
+/// `int tcp_v6_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
+#[fentry]
+pub(crate) fn fentry_connect_v6(ctx: FEntryContext) -> i32 {
+    calls::connect(ctx.arg(0), ctx.arg(1), false);
+    0
+}
+
+/// The SYN was sent, or not.
+#[fexit]
+pub(crate) fn fexit_connect_v6(ctx: FExitContext) -> i32 {
+    calls::connect_sent(ctx.arg::<u64>(3) as i32);
+    0
+}
+
+/// `int inet_hash_connect(struct inet_timewait_death_row *death_row, struct sock *sk)`
+#[fentry]
+pub(crate) fn fentry_hash_connect(ctx: FEntryContext) -> i32 {
+    calls::choose_port(ctx.arg(1));
+    0
+}
+
+/// `int inet6_hash_connect(struct inet_timewait_death_row *death_row, struct sock *sk)`
+#[fentry]
+pub(crate) fn fentry_hash_connect_v6(ctx: FEntryContext) -> i32 {
+    calls::choose_port(ctx.arg(1));
     0
 }

@@ -3,11 +3,13 @@
 //! closed ones out.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use socktrace_common::{AF_INET6, GROUP_MAX, SLOT_LINKED, Slot, port_key, slot_state, stat};
+use socktrace_common::{
+    AF_INET6, GROUP_MAX, SLOT_LINKED, Slot, event::kind, port_key, slot_state, stat,
+};
 
 use crate::{
     account::{self, doing},
-    layout as at, listener, maps,
+    filter, layout as at, listener, maps,
     mem::{Mem, Probe},
 };
 
@@ -118,19 +120,34 @@ fn is_zero(value: u64) -> u64 {
 /// A connection of a listener begins, as a copy of it.
 #[inline(always)]
 pub(crate) fn established(child: *const u8) {
+    if let Some(index) = listener_of(child) {
+        account::happened(doing::ACK, index, core::ptr::null(), false);
+    }
+}
+
+/// A connection was put into the accept queue.
+#[inline(always)]
+pub(crate) fn joined(child: *const u8) {
+    if filter::wants(kind::ESTABLISHED)
+        && let Some(index) = listener_of(child)
+    {
+        account::joined(index, child);
+    }
+}
+
+/// The listener that a connection came from.
+#[inline(always)]
+fn listener_of(child: *const u8) -> Option<u32> {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let Some(key) = key_of(child) else { return };
-        let Some(family) = Probe::read(child, at::SK_FAMILY.load()) else { return };
-        let Some(address) = Probe::read(child, at::SK_RCV_SADDR.load()) else { return };
+        let key = key_of(child)?;
+        let family = Probe::read(child, at::SK_FAMILY.load())?;
+        let address = Probe::read(child, at::SK_RCV_SADDR.load())?;
         let mut to = Local { family, address, address6: [0; 2] };
         if family == AF_INET6 {
-            let Some(address6) = Probe::read(child, at::SK_V6_RCV_SADDR.load()) else { return };
-            to.address6 = address6;
+            to.address6 = Probe::read(child, at::SK_V6_RCV_SADDR.load())?;
         }
-        if let Some(index) = find(key, &to) {
-            account::happened(doing::ACK, index, false);
-        }
+        find(key, &to)
     }
 }
 
@@ -142,6 +159,7 @@ unsafe fn key_of(sk: *const u8) -> Option<u64> {
         let port: u16 = Probe::read(sk, at::SK_NUM.load())?;
         let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
         let netns: u32 = Probe::read(net, at::NET_INUM.load())?;
+        // An AF_UNIX socket has none.
         (port != 0).then_some(port_key(netns, port))
     }
 }

@@ -7,9 +7,17 @@ use aya_ebpf::{
 
 use crate::{
     account::{self, doing},
-    layout as at, listener,
+    calls, layout as at, listener,
     mem::{Mem, Probe},
+    unix,
 };
+
+/// The socket of a `struct socket`.
+#[inline(always)]
+fn sk_of(socket: Option<*const u8>) -> Option<*const u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe { Probe::read(socket?, at::SOCKET_SK.load()) }
+}
 
 /// `__sys_listen`, `__sys_listen_socket`
 #[kprobe]
@@ -32,10 +40,8 @@ pub(crate) fn kprobe_sys_listen_socket(ctx: ProbeContext) -> u32 {
 /// `security_socket_listen`
 #[kprobe]
 pub(crate) fn kprobe_security_socket_listen(ctx: ProbeContext) -> u32 {
-    if let Some(socket) = ctx.arg::<*const u8>(0)
-        // SAFETY: `Probe` survives any address.
-        && let Some(sk) = unsafe { Probe::read::<*const u8>(socket, at::SOCKET_SK.load()) }
-    {
+    if let Some(sk) = sk_of(ctx.arg(0)) {
+        calls::listen_asked(sk);
         listener::listen(sk);
     }
     0
@@ -62,7 +68,7 @@ pub(crate) fn kprobe_listen_stop(ctx: ProbeContext) -> u32 {
 /// `tcp_conn_request`: a return probe sees no arguments, so the entry keeps them.
 #[kprobe]
 pub(crate) fn kprobe_conn_request(ctx: ProbeContext) -> u32 {
-    enter(doing::SYN, ctx.arg(2))
+    enter(doing::SYN, ctx.arg(2), ctx.arg(3))
 }
 
 /// Exit of `tcp_conn_request`
@@ -93,7 +99,7 @@ pub(crate) fn kretprobe_check_req(_ctx: RetProbeContext) -> u32 {
 /// `cookie_v4_check`
 #[kprobe]
 pub(crate) fn kprobe_cookie_v4(ctx: ProbeContext) -> u32 {
-    enter(doing::COOKIE, ctx.arg(0))
+    enter(doing::COOKIE, ctx.arg(0), ctx.arg(1))
 }
 
 /// Exit of `cookie_v4_check`
@@ -105,7 +111,7 @@ pub(crate) fn kretprobe_cookie_v4(_ctx: RetProbeContext) -> u32 {
 /// `cookie_v6_check`
 #[kprobe]
 pub(crate) fn kprobe_cookie_v6(ctx: ProbeContext) -> u32 {
-    enter(doing::COOKIE, ctx.arg(0))
+    enter(doing::COOKIE, ctx.arg(0), ctx.arg(1))
 }
 
 /// Exit of `cookie_v6_check`
@@ -119,7 +125,8 @@ pub(crate) fn kretprobe_cookie_v6(_ctx: RetProbeContext) -> u32 {
 pub(crate) fn kprobe_req_err(ctx: ProbeContext) -> u32 {
     if let Some(request) = ctx.arg::<*const u8>(0) {
         // SAFETY: `Probe` survives any address.
-        return enter(doing::ICMP, unsafe { Probe::read(request, at::REQ_LISTENER.load()) });
+        let listener = unsafe { Probe::read(request, at::REQ_LISTENER.load()) };
+        return enter(doing::ICMP, listener, Some(request));
     }
     0
 }
@@ -131,10 +138,12 @@ pub(crate) fn kretprobe_req_err(_ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn enter(doing: u32, sk: Option<*const u8>) -> u32 {
-    if let Some(sk) = sk {
+fn enter(doing: u32, sk: Option<*const u8>, skb: Option<*const u8>) -> u32 {
+    if let Some(sk) = sk
+        && let Some(skb) = skb
+    {
         // SAFETY: `Probe` survives any address.
-        unsafe { account::enter::<Probe>(doing, sk) };
+        unsafe { account::enter::<Probe>(doing, sk, skb) };
     }
     0
 }
@@ -172,9 +181,11 @@ pub(crate) fn kprobe_queue_add(ctx: ProbeContext) -> u32 {
 /// `security_sock_graft`
 #[kprobe]
 pub(crate) fn kprobe_sock_graft(ctx: ProbeContext) -> u32 {
-    if let Some(sk) = ctx.arg(0) {
+    if let Some(sk) = ctx.arg(0)
+        && let Some(parent) = ctx.arg(1)
+    {
         // SAFETY: `Probe` survives any address.
-        unsafe { account::accepted::<Probe>(sk) };
+        unsafe { account::accepted::<Probe>(sk, parent) };
     }
     0
 }
@@ -212,5 +223,206 @@ pub(crate) fn kprobe_reqsk_timer(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub(crate) fn kretprobe_reqsk_timer(_ctx: RetProbeContext) -> u32 {
     account::timer_done();
+    0
+}
+
+/// `unix_listen`
+#[kprobe]
+pub(crate) fn kprobe_unix_listen(ctx: ProbeContext) -> u32 {
+    if let Some(socket) = ctx.arg(0) {
+        unix::listen(socket);
+    }
+    0
+}
+
+/// `unix_release`
+#[kprobe]
+pub(crate) fn kprobe_unix_release(ctx: ProbeContext) -> u32 {
+    if let Some(socket) = ctx.arg(0) {
+        unix::release(socket);
+    }
+    0
+}
+
+/// `unix_release_sock`
+#[kprobe]
+pub(crate) fn kprobe_unix_release_sock(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(0)
+        && ctx.arg::<u64>(1).is_some_and(|embryo| embryo as u32 != 0)
+    {
+        unix::release_embryo(sk);
+    }
+    0
+}
+
+/// `security_unix_stream_connect`
+#[kprobe]
+pub(crate) fn kprobe_unix_may_connect(ctx: ProbeContext) -> u32 {
+    if let Some(other) = ctx.arg(1)
+        && let Some(child) = ctx.arg(2)
+    {
+        unix::asked(other, child);
+    }
+    0
+}
+
+/// Exit of `security_unix_stream_connect`
+#[kretprobe]
+pub(crate) fn kretprobe_unix_may_connect(ctx: RetProbeContext) -> u32 {
+    unix::allowed(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// `unix_wait_for_peer`
+#[kprobe]
+pub(crate) fn kprobe_unix_wait(ctx: ProbeContext) -> u32 {
+    if let Some(other) = ctx.arg(0) {
+        unix::waits_for_room(other);
+    }
+    0
+}
+
+/// Exit of `unix_find_other`
+#[kretprobe]
+pub(crate) fn kretprobe_unix_find(ctx: RetProbeContext) -> u32 {
+    unix::found(ctx.ret());
+    0
+}
+
+// From here on: what only `socktrace events` attaches.
+
+/// `__sys_socket`
+#[kprobe]
+pub(crate) fn kprobe_sys_socket(ctx: ProbeContext) -> u32 {
+    if let Some(family) = ctx.arg(0)
+        && let Some(socket_type) = ctx.arg(1)
+        && let Some(protocol) = ctx.arg(2)
+    {
+        calls::socket(family, socket_type, protocol);
+    }
+    0
+}
+
+/// Exit of `__sys_socket`
+#[kretprobe]
+pub(crate) fn kretprobe_sys_socket(ctx: RetProbeContext) -> u32 {
+    calls::socket_done(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// `security_socket_post_create`
+#[kprobe]
+pub(crate) fn kprobe_post_create(ctx: ProbeContext) -> u32 {
+    if let Some(socket) = ctx.arg(0)
+        && let Some(by_kernel) = ctx.arg::<u64>(4)
+    {
+        calls::created(socket, by_kernel as u32 != 0);
+    }
+    0
+}
+
+/// `security_socket_bind`
+#[kprobe]
+pub(crate) fn kprobe_security_bind(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = sk_of(ctx.arg(0))
+        && let Some(address) = ctx.arg(1)
+        && let Some(len) = ctx.arg::<u64>(2)
+    {
+        calls::bind(sk, address, len as u32, false);
+    }
+    0
+}
+
+/// Exit of `__sys_bind`
+#[kretprobe]
+pub(crate) fn kretprobe_sys_bind(ctx: RetProbeContext) -> u32 {
+    calls::bind_done(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// Exit of `__sys_bind_socket`
+#[kretprobe]
+pub(crate) fn kretprobe_sys_bind_socket(ctx: RetProbeContext) -> u32 {
+    calls::bind_done(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// Exit of `__sys_listen`
+#[kretprobe]
+pub(crate) fn kretprobe_sys_listen(ctx: RetProbeContext) -> u32 {
+    calls::listen_done(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// Exit of `__sys_listen_socket`
+#[kretprobe]
+pub(crate) fn kretprobe_sys_listen_socket(ctx: RetProbeContext) -> u32 {
+    calls::listen_done(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// `tcp_v4_connect`
+#[kprobe]
+pub(crate) fn kprobe_connect_v4(ctx: ProbeContext) -> u32 {
+    connect(&ctx)
+}
+
+/// Exit of `tcp_v4_connect`
+#[kretprobe]
+pub(crate) fn kretprobe_connect_v4(ctx: RetProbeContext) -> u32 {
+    calls::connect_sent(ctx.ret::<u64>() as i32);
+    0
+}
+
+/// `tcp_v6_connect`
+#[kprobe]
+pub(crate) fn kprobe_connect_v6(ctx: ProbeContext) -> u32 {
+    connect(&ctx)
+}
+
+/// Exit of `tcp_v6_connect`
+#[kretprobe]
+pub(crate) fn kretprobe_connect_v6(ctx: RetProbeContext) -> u32 {
+    calls::connect_sent(ctx.ret::<u64>() as i32);
+    0
+}
+
+#[inline(always)]
+fn connect(ctx: &ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(0)
+        && let Some(address) = ctx.arg(1)
+    {
+        calls::connect(sk, address, false);
+    }
+    0
+}
+
+/// `inet_hash_connect`
+#[kprobe]
+pub(crate) fn kprobe_hash_connect(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(1) {
+        calls::choose_port(sk);
+    }
+    0
+}
+
+/// `inet6_hash_connect`
+#[kprobe]
+pub(crate) fn kprobe_hash_connect_v6(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(1) {
+        calls::choose_port(sk);
+    }
+    0
+}
+
+/// `unix_stream_connect`: its end is seen where the system call returns, because it may block.
+#[kprobe]
+pub(crate) fn kprobe_unix_connect(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = sk_of(ctx.arg(0))
+        && let Some(address) = ctx.arg(1)
+        && let Some(len) = ctx.arg::<u64>(2)
+    {
+        calls::unix_connect(sk, address, len as u32, false);
+    }
     0
 }

@@ -3,13 +3,13 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use socktrace_common::{
-    AF_INET6, Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, slot_state,
-    tcp_state,
+    AF_INET6, AF_UNIX, Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count,
+    event::kind, slot_state, tcp_state, wanted,
 };
 
 use crate::{
-    group, layout, maps,
-    mem::{Mem, Probe, present, read_bit},
+    events, filter, group, layout, maps,
+    mem::{self, Mem, Probe, present, read_bit},
     snapshot,
 };
 
@@ -51,8 +51,11 @@ pub(crate) fn open(sk: *const u8) {
     // DCCP listens through the same function. An MPTCP socket listens through its first subflow,
     // which comes here by itself.
     // SAFETY: `Probe` survives any address.
-    if unsafe { Probe::read(sk, layout::SK_PROTOCOL.load()) } != Some(IPPROTO_TCP) {
-        return;
+    unsafe {
+        let Some(family) = Probe::read::<u16>(sk, layout::SK_FAMILY.load()) else { return };
+        if family != AF_UNIX && Probe::read(sk, layout::SK_PROTOCOL.load()) != Some(IPPROTO_TCP) {
+            return;
+        }
     }
     // A slot that is still there belongs to an earlier socket at this address whose end was missed.
     if let Some(index) = maps::slot_of(sk) {
@@ -64,8 +67,11 @@ pub(crate) fn open(sk: *const u8) {
     // SAFETY: a plain helper call.
     slot.opened_ns = unsafe { bpf_ktime_get_ns() };
     slot.opener = (thread >> 32) as u32;
+    slot.opener_comm = mem::current_comm();
+    slot.wanted = if filter::KINDS.load() == 0 { wanted::NO } else { filter::opened(&slot) };
     take_requested(&mut slot);
     if let Some(index) = maps::claim(sk, &slot) {
+        named(index, &slot);
         group::link(index, sk);
         debug!(&(), "listener opened in slot {}", index);
     }
@@ -91,6 +97,9 @@ fn new(sk: *const u8) -> Slot {
         if let Some(family) = Probe::read(sk, layout::SK_FAMILY.load()) {
             slot.family = family;
         }
+        if slot.family == AF_UNIX {
+            return slot;
+        }
         if let Some(address) = Probe::read(sk, layout::SK_RCV_SADDR.load()) {
             slot.address = address;
         }
@@ -109,11 +118,29 @@ fn new(sk: *const u8) -> Slot {
     slot
 }
 
+/// Notes the name of an AF_UNIX listener, which stays.
+#[inline(always)]
+fn named(index: u32, slot: &Slot) {
+    if slot.family != AF_UNIX {
+        return;
+    }
+    // SAFETY: `Probe` survives any address; array elements live as long as the map.
+    unsafe {
+        if let Some(name) = events::unix_name(slot.sk as *const u8)
+            && let Some(to) = maps::PATHS.get_ptr_mut(index)
+        {
+            *to = name;
+        }
+    }
+}
+
 /// Takes in a listener that is older than the trace. Returns its slot.
 #[inline(always)]
 pub(crate) fn adopt(sk: *const u8) -> Option<u32> {
-    let slot = new(sk);
+    let mut slot = new(sk);
+    slot.wanted = if filter::KINDS.load() == 0 { wanted::NO } else { filter::adopted(&slot) };
     let index = maps::claim(sk, &slot)?;
+    named(index, &slot);
     group::link(index, sk);
     debug!(&(), "listener adopted in slot {}", index);
     Some(index)
@@ -137,6 +164,14 @@ pub(crate) fn close(sk: *const u8) {
             (*slot).closed_syn = reading.syn_depth;
         }
     }
+    events::by_caller(kind::CLOSE, index, |event| {
+        if let Some(slot) = maps::SLOTS.get(index)
+            && slot.opened_ns != 0
+        {
+            let lived = event.time_ns.saturating_sub(slot.opened_ns);
+            events::timed(event, lived);
+        }
+    });
     mark_closed(index, 0);
     maps::forget(sk);
     debug!(&(), "listener in slot {} closed", index);

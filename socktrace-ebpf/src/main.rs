@@ -9,7 +9,10 @@
 
 mod account;
 mod adopt;
+mod calls;
+mod events;
 mod fentry;
+mod filter;
 mod group;
 mod kprobe;
 mod layout;
@@ -18,6 +21,7 @@ mod maps;
 mod mem;
 mod snapshot;
 mod tracepoint;
+mod unix;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use socktrace_common::{
     Cell, Histograms, Mib, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, counting,
-    slot_state, stat,
+    event::UnixName, slot_state, stat,
 };
 
 use crate::layout;
@@ -59,6 +59,10 @@ pub(crate) static COUNTERS: HashMap<u64, Mib> = HashMap::with_max_entries(1, 0);
 #[map]
 pub(crate) static OLD: HashMap<u32, u8> = HashMap::with_max_entries(1, 0);
 
+/// Names of AF_UNIX listeners, by slot.
+#[map]
+pub(crate) static PATHS: Array<UnixName> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Thread to the backlog it passed to a `listen()` that is still running.
 #[map]
 pub(crate) static REQUESTED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
@@ -74,8 +78,31 @@ pub(crate) fn count(index: u32) {
     // SAFETY: a plain helper call.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     if let Some(value) = STATS.get_ptr_mut(cpu * stat::COUNT + index) {
-        // SAFETY: the element belongs to this CPU.
-        unsafe { *value += 1 };
+        // SAFETY: array elements live as long as the map.
+        unsafe { increment(value) };
+    }
+}
+
+/// Adds one atomically: another program may run on this CPU meanwhile, and what is shared other CPUs change.
+/// In assembly, because Rust's own atomics need a compare-and-swap, which eBPF has since 5.12 only.
+///
+/// # Safety
+/// `value` must be an element of a map.
+#[inline(always)]
+pub(crate) unsafe fn increment(value: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({value} + 0) += {one}",
+            value = in(reg) value,
+            one = in(reg) 1_u64,
+        );
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        value.write(value.read() + 1);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Two ways to read kernel memory, one interface.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::{
+    bpf_probe_read_kernel, bpf_probe_read_user,
+    generated::{bpf_get_current_comm, bpf_skc_to_tcp_sock},
+};
 use socktrace_common::{layout::ABSENT, stat};
 
 use crate::maps;
@@ -73,4 +76,29 @@ pub(crate) unsafe fn read_bit(base: *const u8, offset: u32) -> Option<bool> {
     // SAFETY: `Probe` survives any address.
     let byte: u8 = unsafe { Probe::read(base, offset / 8) }?;
     Some(byte >> (offset % 8) & 1 == 1)
+}
+
+/// Reads a `T` of the kernel's memory, or of the running task's.
+///
+/// # Safety
+/// Any address will do.
+#[inline(always)]
+pub(crate) unsafe fn read_from<T: Copy>(from: *const u8, user: bool) -> Option<T> {
+    // SAFETY: the helpers survive any address.
+    unsafe {
+        if user {
+            bpf_probe_read_user(from.cast::<T>()).ok()
+        } else {
+            bpf_probe_read_kernel(from.cast::<T>()).ok()
+        }
+    }
+}
+
+/// The running task's name, in words: bytes would be copied one by one.
+#[inline(always)]
+pub(crate) fn current_comm() -> [u64; 2] {
+    let mut comm = [0_u64; 2];
+    // SAFETY: the helper fills 16 bytes and puts a NUL behind the name.
+    let failed = unsafe { bpf_get_current_comm((&raw mut comm).cast(), 16) };
+    if failed == 0 { comm } else { [0; 2] }
 }

@@ -3,8 +3,9 @@
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use socktrace_common::{
-    AF_INET, AF_INET6, FILL_BATCH, READ_DONE, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP,
-    READ_REUSEPORT, READ_SHUTDOWN, Reading, SNAPSHOT_BATCH, slot_state,
+    AF_INET, AF_INET6, AF_UNIX, FILL_BATCH, READ_DONE, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP,
+    READ_REUSEPORT, READ_SEQPACKET, READ_SHUTDOWN, Reading, SNAPSHOT_BATCH, SOCK_SEQPACKET,
+    slot_state,
 };
 
 use crate::{
@@ -71,11 +72,14 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
         to.cookie = Probe::read(sk, at::SK_COOKIE.load())?;
         to.bound_if = Probe::read(sk, at::SK_BOUND_IF.load())?;
         to.uid = Probe::read(sk, at::SK_UID.load())?;
-        to.accept_depth = Probe::read(sk, at::SK_ACK_BACKLOG.load())?;
         to.accept_limit = Probe::read(sk, at::SK_MAX_ACK_BACKLOG.load())?;
+        to.address = [0; 16];
+        if to.family == AF_UNIX {
+            return unix(sk, to);
+        }
+        to.accept_depth = Probe::read(sk, at::SK_ACK_BACKLOG.load())?;
         to.syn_depth = Probe::read(sk, at::ICSK_QLEN.load())?;
         to.syn_young = Probe::read(sk, at::ICSK_YOUNG.load())?;
-        to.address = [0; 16];
         if to.family == AF_INET6 && present(at::SK_V6_RCV_SADDR.load()) {
             to.address = Probe::read(sk, at::SK_V6_RCV_SADDR.load())?;
         } else if to.family == AF_INET {
@@ -118,6 +122,28 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
     }
 }
 
+/// What of it an AF_UNIX listener has.
+#[inline(always)]
+unsafe fn unix(sk: *const u8, to: &mut Reading) -> Option<u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        to.accept_depth = Probe::read(sk, at::SK_RECEIVE_LEN.load())?;
+        to.inode = inode_of(sk)?;
+        let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
+        to.netns = Probe::read(net, at::NET_INUM.load())?;
+        to.somaxconn = Probe::read(net, at::NET_SOMAXCONN.load())?;
+        (to.syn_depth, to.syn_young, to.port, to.oldest_ns) = (0, 0, 0, 0);
+        let mut flags = 0;
+        if Probe::read::<u16>(sk, at::SK_TYPE.load())? == SOCK_SEQPACKET {
+            flags |= READ_SEQPACKET;
+        }
+        if Probe::read::<u8>(sk, at::SK_SHUTDOWN.load())? != 0 {
+            flags |= READ_SHUTDOWN;
+        }
+        Some(flags)
+    }
+}
+
 /// When the connection at the head of the accept queue got there; `None` when there is none.
 #[inline(always)]
 unsafe fn oldest(sk: *const u8) -> Option<u64> {
@@ -141,6 +167,15 @@ pub(crate) unsafe fn inode_of(sk: *const u8) -> Option<u64> {
         if socket.is_null() {
             return Some(0);
         }
+        inode_of_socket(socket)
+    }
+}
+
+/// The same for the `struct socket` itself.
+#[inline(always)]
+pub(crate) unsafe fn inode_of_socket(socket: *const u8) -> Option<u64> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
         // `struct socket` is the first member of `struct socket_alloc` (include/net/sock.h).
         let inode = socket.wrapping_add(at::SOCKET_VFS_INODE.load() as usize);
         Probe::read(inode, at::INODE_INO.load())

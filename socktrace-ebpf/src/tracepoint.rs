@@ -6,14 +6,15 @@ use aya_ebpf::{
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
-use socktrace_common::{AF_INET, AF_INET6, port_key, tcp_state};
+use socktrace_common::{AF_INET, AF_INET6, AF_UNIX, port_key, tcp_state};
 
 use crate::{
     account::{self, doing},
-    adopt,
+    adopt, calls,
     group::{self, Local},
     layout as at, listener, maps,
     mem::{Direct, Mem, Probe},
+    unix,
 };
 
 /// `sock:inet_sock_set_state (const struct sock *sk, int oldstate, int newstate)`
@@ -37,6 +38,35 @@ pub(crate) fn tp_set_state(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// The same for events of kind established.
+#[btf_tracepoint]
+pub(crate) fn tp_joined(ctx: BtfTracePointContext) -> i32 {
+    let states = (ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u8);
+    if states == (tcp_state::SYN_RECV, tcp_state::ESTABLISHED) {
+        group::joined(ctx.arg(0));
+    }
+    0
+}
+
+/// The same: a connect sends its SYN.
+#[btf_tracepoint]
+pub(crate) fn tp_sends_syn(ctx: BtfTracePointContext) -> i32 {
+    let states = (ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u8);
+    if states == (tcp_state::CLOSE, tcp_state::SYN_SENT) {
+        calls::sends_syn(ctx.arg(0));
+    }
+    0
+}
+
+/// The same, for every backend: a connect is answered.
+#[btf_tracepoint]
+pub(crate) fn tp_answered(ctx: BtfTracePointContext) -> i32 {
+    if ctx.arg::<u64>(1) as u8 == tcp_state::SYN_SENT {
+        calls::answered(ctx.arg(0), ctx.arg::<u64>(2) as u8);
+    }
+    0
+}
+
 /// `skb:consume_skb (struct sk_buff *skb[, void *location])`
 ///
 /// Every SYN that a listener handled, dropped or not, ends here (`tcp_rcv_state_process`).
@@ -49,7 +79,7 @@ pub(crate) fn tp_consume_skb(ctx: BtfTracePointContext) -> i32 {
         && unsafe { segment.reached_tcp(skb) } == Some(true)
     {
         if let Some(index) = group::find(segment.key, &segment.to) {
-            account::happened(doing::SYN, index, false);
+            account::happened(doing::SYN, index, skb, false);
         }
         group::note_all(segment.key);
     }
@@ -72,7 +102,7 @@ pub(crate) fn tp_kfree_skb(ctx: BtfTracePointContext) -> i32 {
             // connection, has no device any more (`tcp_v4_rcv`).
             let device: Option<u64> = Direct::read(skb, at::SKB_DEV.load());
             let again = segment.flags & FIN_SYN_RST_ACK == SYN && device != Some(0);
-            account::happened(doing::NOTHING, index, again);
+            account::happened(doing::NOTHING, index, skb, again);
         }
     }
     0
@@ -158,23 +188,183 @@ impl Segment {
     }
 }
 
+/// Argument `n` of a system call: behind the common header and the number, 8 bytes each.
+#[inline(always)]
+fn arg(ctx: &TracePointContext, n: usize) -> Option<u64> {
+    // SAFETY: the records of these tracepoints are 16 bytes and 8 for each argument long.
+    unsafe { ctx.read_at(16 + 8 * n) }.ok()
+}
+
+/// What a system call returned: it stands where the first argument does.
+#[inline(always)]
+fn returned(ctx: &TracePointContext) -> Option<i64> {
+    arg(ctx, 0).map(|value| value as i64)
+}
+
+/// The socket behind a file descriptor of the running task.
+#[inline(always)]
+fn socket_of(fd: u64) -> Option<*const u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe { adopt::fd_to_sk(bpf_get_current_task() as *const u8, fd) }
+}
+
 /// `syscalls:sys_enter_listen (int fd, int backlog)`
 #[tracepoint]
 pub(crate) fn tp_sys_enter_listen(ctx: TracePointContext) -> u32 {
-    // Offsets of a system call's arguments: the common header, the number, then 8 bytes each.
-    const FD: usize = 16;
-    const BACKLOG: usize = 24;
-    // SAFETY: the record of this tracepoint is 32 bytes long; `Probe` survives any address.
-    unsafe {
-        if let (Ok(fd), Ok(backlog)) = (ctx.read_at::<u64>(FD), ctx.read_at::<u64>(BACKLOG)) {
-            listener::requested(backlog as i32);
-            let task = bpf_get_current_task() as *const u8;
-            if let Some(sk) = adopt::fd_to_sk(task, fd)
-                && let Some(sk) = adopt::listening(sk)
-            {
+    if let Some(fd) = arg(&ctx, 0)
+        && let Some(backlog) = arg(&ctx, 1)
+    {
+        listener::requested(backlog as i32);
+        if let Some(sk) = socket_of(fd) {
+            calls::listen_asked(sk);
+            // SAFETY: `Probe` survives any address.
+            if let Some(sk) = unsafe { adopt::listening(sk) } {
                 listener::listen(sk);
             }
         }
+    }
+    0
+}
+
+/// `syscalls:sys_exit_listen (long ret)`: an AF_UNIX socket listens now, which nothing else tells.
+#[tracepoint]
+pub(crate) fn tp_sys_exit_listen(ctx: TracePointContext) -> u32 {
+    if let Some(result) = returned(&ctx) {
+        calls::listen_done(result as i32);
+    }
+    0
+}
+
+/// `syscalls:sys_enter_socket (int family, int type, int protocol)`
+#[tracepoint]
+pub(crate) fn tp_sys_enter_socket(ctx: TracePointContext) -> u32 {
+    if let Some(family) = arg(&ctx, 0)
+        && let Some(socket_type) = arg(&ctx, 1)
+        && let Some(protocol) = arg(&ctx, 2)
+    {
+        calls::socket(family, socket_type, protocol);
+    }
+    0
+}
+
+/// `syscalls:sys_exit_socket (long ret)`
+#[tracepoint]
+pub(crate) fn tp_sys_exit_socket(ctx: TracePointContext) -> u32 {
+    if let Some(result) = returned(&ctx) {
+        if let Ok(fd) = u64::try_from(result)
+            && let Some(sk) = socket_of(fd)
+        {
+            calls::created_as(sk);
+        }
+        calls::socket_done(result as i32);
+    }
+    0
+}
+
+/// `syscalls:sys_enter_bind (int fd, struct sockaddr *umyaddr, int addrlen)`
+#[tracepoint]
+pub(crate) fn tp_sys_enter_bind(ctx: TracePointContext) -> u32 {
+    if let Some(fd) = arg(&ctx, 0)
+        && let Some(address) = arg(&ctx, 1)
+        && let Some(len) = arg(&ctx, 2)
+        && let Some(sk) = socket_of(fd)
+    {
+        calls::bind(sk, address as *const u8, len as u32, true);
+    }
+    0
+}
+
+/// `syscalls:sys_exit_bind (long ret)`
+#[tracepoint]
+pub(crate) fn tp_sys_exit_bind(ctx: TracePointContext) -> u32 {
+    if let Some(result) = returned(&ctx) {
+        calls::bind_done(result as i32);
+    }
+    0
+}
+
+/// `syscalls:sys_enter_connect (int fd, struct sockaddr *uservaddr, int addrlen)`
+#[tracepoint]
+pub(crate) fn tp_sys_enter_connect(ctx: TracePointContext) -> u32 {
+    if let Some(fd) = arg(&ctx, 0)
+        && let Some(address) = arg(&ctx, 1)
+        && let Some(len) = arg(&ctx, 2)
+        && let Some(sk) = socket_of(fd)
+    {
+        let address = address as *const u8;
+        // SAFETY: `Probe` survives any address.
+        let family: Option<u16> = unsafe { Probe::read(sk, at::SK_FAMILY.load()) };
+        if family == Some(AF_UNIX) {
+            calls::unix_connect(sk, address, len as u32, true);
+        } else {
+            calls::connect(sk, address, true);
+        }
+    }
+    0
+}
+
+/// `syscalls:sys_exit_connect (long ret)`
+#[tracepoint]
+pub(crate) fn tp_sys_exit_connect(ctx: TracePointContext) -> u32 {
+    if let Some(result) = returned(&ctx) {
+        calls::connect_done(result as i32);
+    }
+    0
+}
+
+/// The same for the kprobe backend: the end of an AF_UNIX connect, which may have blocked.
+#[tracepoint]
+pub(crate) fn tp_unix_connected(ctx: TracePointContext) -> u32 {
+    if let Some(result) = returned(&ctx) {
+        unix::connected(result as i32);
+        calls::unix_connect_done(result as i32);
+    }
+    0
+}
+
+/// `syscalls:sys_enter_accept4 (int fd, addr, addrlen, int flags)`
+#[tracepoint]
+pub(crate) fn tp_sys_enter_accept4(ctx: TracePointContext) -> u32 {
+    accept(&ctx)
+}
+
+/// `syscalls:sys_enter_accept (int fd, addr, addrlen)`
+#[tracepoint]
+pub(crate) fn tp_sys_enter_accept(ctx: TracePointContext) -> u32 {
+    accept(&ctx)
+}
+
+#[inline(always)]
+fn accept(ctx: &TracePointContext) -> u32 {
+    if let Some(fd) = arg(ctx, 0)
+        && let Some(sk) = socket_of(fd)
+        // SAFETY: `Probe` survives any address.
+        && let Some(sk) = unsafe { adopt::listening(sk) }
+    {
+        calls::accept(sk);
+    }
+    0
+}
+
+/// `syscalls:sys_exit_accept4 (long ret)`
+#[tracepoint]
+pub(crate) fn tp_sys_exit_accept4(ctx: TracePointContext) -> u32 {
+    accept_done(&ctx)
+}
+
+/// `syscalls:sys_exit_accept (long ret)`
+#[tracepoint]
+pub(crate) fn tp_sys_exit_accept(ctx: TracePointContext) -> u32 {
+    accept_done(&ctx)
+}
+
+#[inline(always)]
+fn accept_done(ctx: &TracePointContext) -> u32 {
+    if let Some(result) = returned(ctx)
+        && let Ok(fd) = u64::try_from(result)
+        && let Some(sk) = socket_of(fd)
+    {
+        calls::accept_done(sk);
     }
     0
 }

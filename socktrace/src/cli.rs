@@ -1,12 +1,16 @@
 //! What was typed. No I/O.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    bpf::Backend,
-    error::Result,
+    bpf::{Backend, LONGEST_COMM, Wanted},
+    error::{Error, Result},
+    event::Kind,
     filter::{Filter, Ports},
     host,
     model::Family,
@@ -41,6 +45,8 @@ pub enum Verb {
     /// One snapshot, like `ss -lnt` with owners and both queues; works without root as far as the
     /// kernel allows
     List(ListArgs),
+    /// The stream: one line an event in the life of sockets, listeners and connections
+    Events(EventsArgs),
     /// What this kernel, this user and this build allow
     Check(CheckArgs),
 }
@@ -82,6 +88,80 @@ pub struct TopArgs {
     #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..),
           conflicts_with = "count")]
     pub times: Option<u64>,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub view: ViewArgs,
+
+    /// Only these kinds of events [default: all]
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
+    pub kind: Vec<Kind>,
+
+    /// Tell the life of each listener as a story: created, bound, listening, first connection,
+    /// overflow, closed, with the kernel's state after each step
+    #[arg(long, conflicts_with = "kind")]
+    pub lifecycle: bool,
+
+    /// Stop after this time
+    #[arg(short, long, value_name = "DUR", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// Stop after this many events
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// How to attach to the kernel; auto takes the first that works, in this order
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+
+    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_listeners: Option<u32>,
+}
+
+impl EventsArgs {
+    /// The kinds that are wanted, a bit each as the kernel side numbers them.
+    #[must_use]
+    pub fn kinds(&self) -> u32 {
+        const LIFE: [Kind; 7] = [
+            Kind::Socket,
+            Kind::Bind,
+            Kind::Listen,
+            Kind::Established,
+            Kind::Accept,
+            Kind::Drop,
+            Kind::Close,
+        ];
+        let kinds: &[Kind] = match (self.lifecycle, self.kind.as_slice()) {
+            (true, _) => &LIFE,
+            (false, []) => &Kind::SENT,
+            (false, some) => some,
+        };
+        kinds.iter().fold(0, |bits, kind| bits | kind.bit())
+    }
+
+    /// What the kernel side has to know to send only what is wanted.
+    pub fn wanted(&self, filter: &Filter) -> Result<Wanted> {
+        let cgroup = filter.cgroup.as_deref();
+        let comm = filter.comm.clone();
+        if comm.as_deref() == Some("") {
+            return Err(Error::Usage("--comm: a process has a name".into()));
+        }
+        Ok(Wanted {
+            kinds: self.kinds(),
+            families: filter.families.clone(),
+            ports: filter.ports.clone(),
+            pids: filter.pids.clone(),
+            netns: filter.netns,
+            // The kernel keeps no more of it.
+            comm: comm.map(|comm| comm.bytes().take(LONGEST_COMM).collect()),
+            cgroup: cgroup
+                .map(|path| host::cgroup_directory(Path::new("/sys"), path))
+                .transpose()?,
+        })
+    }
 }
 
 #[derive(Args, Debug)]
@@ -129,6 +209,10 @@ pub struct ViewArgs {
     /// Only IPv6 sockets
     #[arg(short = '6', long)]
     pub ipv6: bool,
+
+    /// Only AF_UNIX sockets
+    #[arg(short = 'x', long)]
+    pub unix: bool,
 
     /// Only this network namespace: a name of `ip netns`, a process id, a path, inode:N
     #[arg(short = 'N', long, value_name = "NAME|PID|PATH|inode:N")]
@@ -229,6 +313,9 @@ impl ViewArgs {
         if self.ipv6 {
             families.push(Family::Ipv6);
         }
+        if self.unix {
+            families.push(Family::Unix);
+        }
         let proc = PathBuf::from("/proc");
         let netns = self.netns.as_deref().map(|name| host::resolve(&proc, name)).transpose()?;
         Ok(Filter {
@@ -261,7 +348,7 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 
 /// What stands where a verb may stand.
 fn verb_or_duration(text: &str) -> std::result::Result<Duration, String> {
-    duration(text).map_err(|error| format!("{error}, nor a command (top, list, check)"))
+    duration(text).map_err(|error| format!("{error}, nor a command (top, list, events, check)"))
 }
 
 #[cfg(test)]

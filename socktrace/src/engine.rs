@@ -1,20 +1,24 @@
 //! Makes listeners of what the kernel side and the host say. Pure state: no I/O, no clock.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
 
 use socktrace_common::{
-    AF_INET6, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN, Reading,
-    SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, tcp_state,
+    AF_INET6, AF_UNIX, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN,
+    Reading, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, event::UnixName, tcp_state,
 };
 
 use crate::{
     bpf::Tracked,
-    host::{DiagListener, Dump, Host, Owners},
-    model::{Belongs, Drops, Family, Id, Listener, Owner, Queue, SynLimit, Totals, Transport},
+    event::ListenerName,
+    host::{DiagListener, Dump, Host, Owners, UnixListener},
+    model::{
+        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SynLimit, Totals, Transport,
+        unix_path,
+    },
 };
 
 /// A socket that has been on its way into LISTEN for longer never gets there.
@@ -40,6 +44,8 @@ pub struct Interval {
     pub gone: Vec<u32>,
     /// Namespaces with listeners that only `sock_diag` knows.
     pub untracked: HashSet<u32>,
+    /// Slots, and where in `listeners` theirs is.
+    pub slots: Vec<(u32, usize)>,
 }
 
 /// What was known of a slot at the end of the interval before.
@@ -81,6 +87,7 @@ impl Engine {
                     if let Id::Cookie { netns, cookie } = listener.id {
                         cookies.insert((netns, cookie));
                     }
+                    result.slots.push((t.index, result.listeners.len()));
                     result.listeners.push(listener);
                 }
             }
@@ -90,6 +97,14 @@ impl Engine {
             for diag in &dump.listeners {
                 if !cookies.contains(&(netns, diag.cookie)) {
                     result.listeners.push(untracked(now, netns, diag, dump, &host.owners));
+                    result.untracked.insert(netns);
+                }
+            }
+        }
+        for (&netns, listeners) in &host.unix {
+            for diag in listeners {
+                if !cookies.contains(&(netns, diag.cookie)) {
+                    result.listeners.push(untracked_unix(now, netns, diag, &host.owners));
                     result.untracked.insert(netns);
                 }
             }
@@ -104,6 +119,26 @@ impl Engine {
         }
         result
     }
+}
+
+/// What a tracked listener is called.
+#[must_use]
+pub fn named(t: &Tracked, host: &Host) -> ListenerName {
+    const NEVER: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic_ns: 0 };
+    let mut name = ListenerName::from(&listener(NEVER, t, None, host, None));
+    // With tracepoints, members of a group cannot be told apart.
+    if t.slot.ambiguous != 0 {
+        name.id = None;
+    }
+    name
+}
+
+/// What a listener lost when it closed, among those that it may have left something to.
+#[must_use]
+pub fn lost(index: u32, tracked: &[Tracked]) -> Option<u64> {
+    let t = tracked.iter().find(|t| t.index == index)?;
+    let heirs = tracked.iter().any(|other| inherits(t, other));
+    lost_on_close(t, heirs)
 }
 
 /// Whether connections of a listener that closed could move to another one of its SO_REUSEPORT group
@@ -162,6 +197,8 @@ fn totals(t: &Tracked) -> Totals {
         fastopen_established: count(count::FASTOPEN),
         fastopen_queue_full: count(count::FASTOPEN_FULL),
         lost_on_close: None,
+        connects_waited: count(count::CONNECTS_WAITED),
+        connects_refused: count(count::CONNECTS_REFUSED),
         migrated_out: count(count::MIGRATED_OUT),
         migrated_in: count(count::MIGRATED_IN),
     }
@@ -184,6 +221,8 @@ fn fate(now: Now, t: &Tracked, earlier: Option<Before>) -> Fate {
         let shut = t.reading.flags & READ_SHUTDOWN != 0;
         let brief = t.slot.opened_ns != 0 && lifetime < STILLBORN_NS && t.events() == 0;
         let superseded = t.slot.flags & SLOT_SUPERSEDED != 0;
+        // The end of an AF_UNIX socket is seen only if it listened.
+        let brief = brief && t.slot.family != AF_UNIX;
         let stillborn = (brief && !shut) || (superseded && earlier.is_none());
         return if stillborn { Fate::NotYet } else { Fate::Lives };
     }
@@ -205,8 +244,14 @@ fn remember(t: &Tracked, earlier: Option<Before>) -> Before {
         port: port(t, earlier).unwrap_or(0),
         accept_depth: t.reading.accept_depth,
         syn_depth: t.reading.syn_depth,
-        drops: totals(t).drops.total(),
+        drops: drops(t),
     }
+}
+
+/// Everything that a listener threw away or refused.
+fn drops(t: &Tracked) -> Option<u64> {
+    let totals = totals(t);
+    totals.drops.total().or(totals.connects_refused)
 }
 
 /// A port that the kernel chose is given back before the last reading.
@@ -223,30 +268,32 @@ fn listener(
     full_at_limit: Option<bool>,
 ) -> Listener {
     let r = &t.reading;
-    let family = if r.family == AF_INET6 { Family::Ipv6 } else { Family::Ipv4 };
-    let address = match family {
-        Family::Ipv6 => IpAddr::V6(Ipv6Addr::from(r.address)),
-        Family::Ipv4 => {
-            let [a, b, c, d, ..] = r.address;
-            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-        }
-    };
-    let (owners, cgroup, belongs) = owners(&host.owners, r.inode, r.uid);
+    let family = family(r.family);
+    let unix = family == Family::Unix;
+    let holders = if r.inode == 0 { &[] } else { host.owners.of(r.inode) };
+    let (cgroup, belongs) = belongs(&host.owners, holders, &t.acceptors, r.uid);
     let syn = SynLimit::new(r.accept_limit, r.syncookies, r.max_syn_backlog, full_at_limit);
     let (accept_depth, syn_depth) = if t.closed() { (0, 0) } else { (r.accept_depth, r.syn_depth) };
     Listener {
         time: now.time,
         id: id(r, earlier, host),
         family,
-        transport: Some(if r.flags & READ_MPTCP == 0 { Transport::Tcp } else { Transport::Mptcp }),
-        address,
+        transport: Some(match family {
+            Family::Unix => Transport::Unix,
+            _ if r.flags & READ_MPTCP == 0 => Transport::Tcp,
+            _ => Transport::Mptcp,
+        }),
+        address: address(family, r.address),
         port: port(t, earlier),
+        path: t.name.as_ref().and_then(name),
         inode: (r.inode != 0).then_some(r.inode),
         interface: (r.bound_if != 0).then_some(r.bound_if),
-        reuseport: Some(r.flags & READ_REUSEPORT != 0),
+        reuseport: (!unix).then_some(r.flags & READ_REUSEPORT != 0),
         v6only: (family == Family::Ipv6).then_some(r.flags & READ_IPV6ONLY != 0),
         uid: Some(r.uid),
-        owners,
+        owners: holders.to_vec(),
+        opener: opener(&t.slot),
+        acceptors: processes(&t.acceptors, holders),
         cgroup,
         belongs,
         netns: r.netns,
@@ -259,18 +306,21 @@ fn listener(
             capacity: Some(r.accept_limit.saturating_add(1)),
             peak: peak(t.watched, t.accept_peak, earlier.map(|b| b.accept_depth), r.accept_depth),
         },
-        syn: Queue {
-            depth: Some(syn_depth),
-            limit: Some(syn.limit),
-            capacity: syn.capacity,
-            peak: peak(t.watched, t.syn_peak, earlier.map(|b| b.syn_depth), r.syn_depth),
+        // An AF_UNIX connection is made at once.
+        syn: if unix {
+            Queue::default()
+        } else {
+            Queue {
+                depth: Some(syn_depth),
+                limit: Some(syn.limit),
+                capacity: syn.capacity,
+                peak: peak(t.watched, t.syn_peak, earlier.map(|b| b.syn_depth), r.syn_depth),
+            }
         },
-        syn_young: Some(if t.closed() { 0 } else { r.syn_young }),
-        syn_rule: Some(syn.rule),
+        syn_young: (!unix).then_some(if t.closed() { 0 } else { r.syn_young }),
+        syn_rule: (!unix).then_some(syn.rule),
         totals: totals(t),
-        dropped: totals(t)
-            .drops
-            .total()
+        dropped: drops(t)
             .map(|drops| drops.saturating_sub(earlier.and_then(|b| b.drops).unwrap_or(0))),
         accept_wait: t.accept_wait,
         handshake: t.handshake,
@@ -289,6 +339,10 @@ fn id(r: &Reading, earlier: Option<Before>, host: &Host) -> Id {
     let netns = r.netns;
     let known = [r.cookie, earlier.map_or(0, |b| b.cookie)].into_iter().find(|&cookie| cookie != 0);
     let asked = || {
+        if r.family == AF_UNIX {
+            let listeners = host.unix.get(&netns)?;
+            return listeners.iter().find(|l| l.inode == r.inode).map(|l| l.cookie);
+        }
         let dump = host.listeners.get(&netns)?;
         dump.listeners.iter().find(|d| d.inode == r.inode && r.inode != 0).map(|d| d.cookie)
     };
@@ -308,10 +362,68 @@ fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
     (known && fits).then_some(slot.requested)
 }
 
-/// Who holds a socket, and what the first of them is part of.
-fn owners(owners: &Owners, inode: u64, uid: u32) -> (Vec<Owner>, Option<String>, Belongs) {
-    let holders = if inode == 0 { &[] } else { owners.of(inode) };
-    let process = holders.iter().find_map(|owner| owners.process(owner.pid));
+fn family(number: u16) -> Family {
+    match number {
+        AF_INET6 => Family::Ipv6,
+        AF_UNIX => Family::Unix,
+        _ => Family::Ipv4,
+    }
+}
+
+/// An address as it lies in the kernel's memory.
+pub(crate) fn address(family: Family, bytes: [u8; 16]) -> Option<IpAddr> {
+    match family {
+        Family::Ipv6 => Some(IpAddr::V6(Ipv6Addr::from(bytes))),
+        Family::Ipv4 => {
+            let [a, b, c, d, ..] = bytes;
+            Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+        }
+        Family::Unix => None,
+    }
+}
+
+/// Two words as they lie in memory.
+pub(crate) fn bytes(words: [u64; 2]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&words[1].to_ne_bytes());
+    bytes
+}
+
+pub(crate) fn name(name: &UnixName) -> Option<String> {
+    unix_path(name.path.get(..name.len as usize)?)
+}
+
+/// A name that the kernel pads with NULs.
+pub(crate) fn comm(bytes: [u8; 16]) -> Option<String> {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+/// Who called `listen()`.
+fn opener(slot: &Slot) -> Option<Process> {
+    (slot.opener != 0).then(|| Process { pid: slot.opener, comm: comm(bytes(slot.opener_comm)) })
+}
+
+/// Processes by their numbers, each once.
+fn processes(pids: &[u32], holders: &[Owner]) -> Vec<Process> {
+    let comm = |pid| holders.iter().find(|owner| owner.pid == pid).map(|owner| owner.comm.clone());
+    let pids: BTreeSet<u32> = pids.iter().copied().collect();
+    pids.into_iter().map(|pid| Process { pid, comm: comm(pid) }).collect()
+}
+
+/// What the process that does a listener's work is part of: one that accepts goes before one that does not,
+/// and every other one before the first process of all, which opens sockets for others.
+fn belongs(
+    owners: &Owners,
+    holders: &[Owner],
+    acceptors: &[u32],
+    uid: u32,
+) -> (Option<String>, Belongs) {
+    let known = holders.iter().filter_map(|owner| Some((owner.pid, owners.process(owner.pid)?)));
+    let process = known
+        .min_by_key(|(pid, _)| (!acceptors.contains(pid), *pid == 1))
+        .map(|(_, process)| process);
     let belongs = Belongs {
         exe: process.and_then(|process| process.exe.clone()),
         user: owners.user(uid).map(str::to_owned),
@@ -319,37 +431,74 @@ fn owners(owners: &Owners, inode: u64, uid: u32) -> (Vec<Owner>, Option<String>,
         container: process.and_then(|process| process.container.clone()),
         netns_name: None,
     };
-    (holders.to_vec(), process.and_then(|process| process.cgroup.clone()), belongs)
+    (process.and_then(|process| process.cgroup.clone()), belongs)
 }
 
 /// A listener that is known from `sock_diag` alone.
 fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Owners) -> Listener {
-    let (owners, cgroup, belongs) = owners(known, diag.inode, diag.uid);
     Listener {
-        time: now.time,
         id: Id::Cookie { netns, cookie: diag.cookie },
         family: if diag.ipv6 { Family::Ipv6 } else { Family::Ipv4 },
         transport: diag.mptcp.map(|mptcp| if mptcp { Transport::Mptcp } else { Transport::Tcp }),
-        address: diag.address,
+        address: Some(diag.address),
         port: Some(diag.port),
-        inode: (diag.inode != 0).then_some(diag.inode),
         interface: (diag.interface != 0).then_some(diag.interface),
-        reuseport: None,
         v6only: diag.v6only,
-        uid: Some(diag.uid),
-        owners,
+        accept: unwatched(diag.accept_depth, diag.accept_limit),
+        syn: Queue { depth: dump.syn_depth(diag), ..Queue::default() },
+        ..unknown(now, netns, diag.inode, Some(diag.uid), known)
+    }
+}
+
+/// The same for AF_UNIX.
+fn untracked_unix(now: Now, netns: u32, diag: &UnixListener, known: &Owners) -> Listener {
+    Listener {
+        id: Id::Cookie { netns, cookie: diag.cookie },
+        family: Family::Unix,
+        transport: Some(Transport::Unix),
+        path: diag.name.as_deref().and_then(unix_path),
+        accept: unwatched(diag.accept_depth, diag.accept_limit),
+        ..unknown(now, netns, diag.inode, diag.uid, known)
+    }
+}
+
+/// An accept queue that no hook looks at.
+fn unwatched(depth: u32, limit: u32) -> Queue {
+    Queue {
+        depth: Some(depth),
+        limit: Some(limit),
+        capacity: Some(limit.saturating_add(1)),
+        peak: None,
+    }
+}
+
+/// A listener of which nothing is known but who holds it.
+fn unknown(now: Now, netns: u32, inode: u64, uid: Option<u32>, known: &Owners) -> Listener {
+    let holders = if inode == 0 { &[] } else { known.of(inode) };
+    let (cgroup, belongs) = belongs(known, holders, &[], uid.unwrap_or(u32::MAX));
+    Listener {
+        time: now.time,
+        id: Id::Inode { netns, inode },
+        family: Family::Ipv4,
+        transport: None,
+        address: None,
+        port: None,
+        path: None,
+        inode: (inode != 0).then_some(inode),
+        interface: None,
+        reuseport: None,
+        v6only: None,
+        uid,
+        owners: holders.to_vec(),
+        opener: None,
+        acceptors: Vec::new(),
         cgroup,
         belongs,
         netns,
         requested: None,
         somaxconn: None,
-        accept: Queue {
-            depth: Some(diag.accept_depth),
-            limit: Some(diag.accept_limit),
-            capacity: Some(diag.accept_limit.saturating_add(1)),
-            peak: None,
-        },
-        syn: Queue { depth: dump.syn_depth(diag), ..Queue::default() },
+        accept: Queue::default(),
+        syn: Queue::default(),
         syn_young: None,
         syn_rule: None,
         totals: Totals::default(),
@@ -393,6 +542,8 @@ mod tests {
             handshake: None,
             accepted_ns: 0,
             watched: true,
+            name: None,
+            acceptors: Vec::new(),
         };
         change(&mut t);
         t
@@ -488,8 +639,11 @@ mod tests {
         assert!(last.closed);
         assert_eq!(last.port, Some(80));
         let brief = closed(1000, 2000);
+        let (slot, reading) = (brief.slot, brief.reading);
         assert!(engine.interval(NOW, &[brief], &Host::default()).listeners.is_empty());
-        let shut = Tracked { reading: Reading { flags: READ_SHUTDOWN, ..brief.reading }, ..brief };
+        let shut = tracked(|t| {
+            (t.slot, t.reading) = (slot, Reading { flags: READ_SHUTDOWN, ..reading });
+        });
         assert!(one(&mut engine, shut).closed);
     }
 

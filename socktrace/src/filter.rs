@@ -2,11 +2,17 @@
 
 use std::{ops::RangeInclusive, str::FromStr};
 
-use crate::model::{Family, Listener};
+use crate::model::{Family, Listener, Owner};
 
 /// A port or a range of ports, as in `-P 80,8000-8100`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports(RangeInclusive<u16>);
+
+impl Ports {
+    pub fn iter(&self) -> impl Iterator<Item = u16> + use<> {
+        self.0.clone()
+    }
+}
 
 impl FromStr for Ports {
     type Err = String;
@@ -41,21 +47,38 @@ impl Filter {
     #[must_use]
     pub fn matches(&self, listener: &Listener) -> bool {
         let port = || listener.port.is_some_and(|p| self.ports.iter().any(|r| r.0.contains(&p)));
-        let pid = || listener.owners.iter().any(|owner| self.pids.contains(&owner.pid));
-        let comm = |wanted: &String| listener.owners.iter().any(|owner| owner.comm == *wanted);
-        let cgroup = |wanted: &String| {
+        (self.ports.is_empty() || port())
+            && self.place(listener.family, listener.netns)
+            && self.holds(&listener.owners, listener.cgroup.as_deref())
+    }
+
+    /// Whether sockets are chosen by the processes that hold them.
+    #[must_use]
+    pub fn by_process(&self) -> bool {
+        !self.pids.is_empty() || self.comm.is_some() || self.cgroup.is_some()
+    }
+
+    #[must_use]
+    pub fn place(&self, family: Family, netns: u32) -> bool {
+        (self.families.is_empty() || self.families.contains(&family))
+            && self.netns.is_none_or(|only| only == netns)
+    }
+
+    /// Whether the processes that hold a socket match.
+    #[must_use]
+    pub fn holds(&self, owners: &[Owner], cgroup: Option<&str>) -> bool {
+        let pid = || owners.iter().any(|owner| self.pids.contains(&owner.pid));
+        let comm = |wanted: &String| owners.iter().any(|owner| owner.comm == *wanted);
+        let below = |wanted: &String| {
             let wanted = wanted.trim_end_matches('/');
-            listener.cgroup.as_ref().is_some_and(|path| {
+            cgroup.is_some_and(|path| {
                 path.strip_prefix(wanted)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
         };
-        (self.ports.is_empty() || port())
-            && (self.pids.is_empty() || pid())
-            && (self.families.is_empty() || self.families.contains(&listener.family))
-            && self.netns.is_none_or(|netns| netns == listener.netns)
+        (self.pids.is_empty() || pid())
             && self.comm.as_ref().is_none_or(comm)
-            && self.cgroup.as_ref().is_none_or(cgroup)
+            && self.cgroup.as_ref().is_none_or(below)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod cli;
 pub mod engine;
 pub mod error;
+pub mod event;
 pub mod filter;
 pub mod host;
 pub mod ledger;

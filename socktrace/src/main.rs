@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let result = match cli.verb.unwrap_or(Verb::Top(cli.top)) {
         Verb::Top(args) => verb::top::run(&args),
         Verb::List(args) => verb::list::run(&args),
+        Verb::Events(args) => verb::events::run(&args),
         Verb::Check(args) => verb::check::run(&args),
     };
     match result {

@@ -31,16 +31,18 @@ impl fmt::Display for Id {
 pub enum Family {
     Ipv4,
     Ipv6,
+    Unix,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
     Mptcp,
+    Unix,
 }
 
 /// A process that holds the listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Owner {
     pub pid: u32,
     pub comm: String,
@@ -58,6 +60,14 @@ pub struct Container {
     pub pod: Option<String>,
     pub pod_uid: Option<String>,
     pub namespace: Option<String>,
+}
+
+/// A process that did something to a socket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Process {
+    pub pid: u32,
+    /// `None` when it ended before anybody asked.
+    pub comm: Option<String>,
 }
 
 /// What else is known of whom a listener belongs to: by its user, its network namespace and the first
@@ -152,6 +162,10 @@ pub struct Totals {
     pub fastopen_queue_full: Option<u64>,
     /// Connections and half-open requests that ended because the listener closed.
     pub lost_on_close: Option<u64>,
+    /// AF_UNIX: connects that had to wait for room in the accept queue.
+    pub connects_waited: Option<u64>,
+    /// AF_UNIX: connects that found the accept queue full and got `EAGAIN`.
+    pub connects_refused: Option<u64>,
     /// Connections that moved to another listener of the group when this one closed.
     pub migrated_out: Option<u64>,
     /// Connections and requests that came from another listener of the group when that closed.
@@ -202,9 +216,12 @@ pub struct Listener {
     pub id: Id,
     pub family: Family,
     pub transport: Option<Transport>,
-    pub address: IpAddr,
-    /// `None` while the kernel has not chosen one.
+    /// `None` for AF_UNIX.
+    pub address: Option<IpAddr>,
+    /// `None` while the kernel has not chosen one, and for AF_UNIX.
     pub port: Option<u16>,
+    /// AF_UNIX only; an abstract name begins with `@`.
+    pub path: Option<String>,
     pub inode: Option<u64>,
     /// Index of the only network device it listens on; `None` for any.
     pub interface: Option<u32>,
@@ -213,6 +230,10 @@ pub struct Listener {
     pub v6only: Option<bool>,
     pub uid: Option<u32>,
     pub owners: Vec<Owner>,
+    /// Who called `listen()`; unknown for a listener older than the trace.
+    pub opener: Option<Process>,
+    /// Who called `accept()` lately.
+    pub acceptors: Vec<Process>,
     pub cgroup: Option<String>,
     pub belongs: Belongs,
     pub netns: u32,
@@ -278,12 +299,15 @@ impl Listener {
         self.requested.zip(self.accept.limit).map(|(asked, got)| asked.cast_unsigned() > got)
     }
 
-    /// `address:port` as `ss` writes it.
+    /// `address:port` as `ss` writes it, or the path.
     #[must_use]
     pub fn endpoint(&self) -> String {
+        let Some(address) = self.address else {
+            return self.path.clone().unwrap_or_else(|| "*".to_owned());
+        };
         let port = self.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
         let device = self.interface.map_or_else(String::new, |index| format!("%{index}"));
-        match self.address {
+        match address {
             // Both families, as `ss` tells it from IPv6 alone.
             IpAddr::V6(any) if any.is_unspecified() && self.v6only == Some(false) => {
                 format!("*{device}:{port}")
@@ -292,6 +316,17 @@ impl Listener {
             IpAddr::V6(address) => format!("[{address}]{device}:{port}"),
         }
     }
+}
+
+/// The name of an AF_UNIX socket, as `ss` writes it: an abstract one begins with `@`.
+#[must_use]
+pub fn unix_path(name: &[u8]) -> Option<String> {
+    let (first, rest) = name.split_first()?;
+    if *first == 0 {
+        return Some(format!("@{}", String::from_utf8_lossy(rest)));
+    }
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    Some(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
 #[cfg(test)]
@@ -329,9 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn names_of_unix_sockets() {
+        let check = |name: &[u8], expect: Option<&str>| {
+            assert_eq!(unix_path(name).as_deref(), expect, "{name:?}");
+        };
+        check(b"", None);
+        check(b"/run/x.sock\0", Some("/run/x.sock"));
+        check(b"/run/x.sock", Some("/run/x.sock"));
+        check(b"\0web", Some("@web"));
+        check(b"\0", Some("@"));
+        check(b"/\xff", Some("/\u{fffd}"));
+    }
+
+    #[test]
     fn endpoints_are_written_as_ss_does() {
         let check = |address: &str, v6only, interface, expect: &str| {
-            let address = address.parse().unwrap();
+            let address = Some(address.parse().unwrap());
             let listener = Listener { address, v6only, interface, ..crate::view::sample() };
             assert_eq!(listener.endpoint(), expect);
         };

@@ -74,6 +74,10 @@ pub(super) fn scan(ebpf: &mut Ebpf, answers: &Answers<'_>) -> Result<()> {
         let mut size = 1;
         while first < size {
             size = answers.ask(ebpf, "scan_fds", &[task, tgid.into(), first.into()])?;
+            let found = (0..FD_BATCH).map(|i| answers.tasks.read(i).task);
+            for sk in found.filter(|&sk| first < size && sk != 0).collect::<Vec<_>>() {
+                run(ebpf, "adopt_sk", &[sk])?;
+            }
             first += FD_BATCH;
         }
     }

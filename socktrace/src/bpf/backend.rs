@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use socktrace_common::event;
+
 /// A way to attach to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Backend {
@@ -47,12 +49,50 @@ impl Backend {
         }
     }
 
-    pub(super) fn hooks(self) -> &'static [Hook] {
-        match self {
-            Self::Fentry => FENTRY,
-            Self::Kprobe => KPROBE,
-            Self::Tracepoint => TRACEPOINT,
-        }
+    /// The program without which events of a kind are not sent, and what its hook says is unknown then;
+    /// `None` when nothing could send them.
+    pub(super) fn sender(self, kind: u32) -> Option<(&'static str, &'static str)> {
+        let hook = |wanted: &str| {
+            let hook = self.hooks().find(|hook| {
+                hook.program == wanted
+                    || hook.program.split_once('_').is_some_and(|(_, of)| of == wanted)
+            })?;
+            let what = match hook.need {
+                Need::For(what) | Need::WithArguments(_, what) => what,
+                Need::Required | Need::WhereItExists => "",
+            };
+            Some((hook.program, what))
+        };
+        let tracepoint = self == Self::Tracepoint;
+        hook(match (kind, tracepoint) {
+            (event::kind::SOCKET, false) => "sys_socket",
+            (event::kind::SOCKET, true) => "sys_exit_socket",
+            (event::kind::BIND, false) => "sys_bind",
+            (event::kind::BIND, true) => "sys_exit_bind",
+            (event::kind::LISTEN, false) => "sys_listen",
+            (event::kind::LISTEN, true) => "sys_exit_listen",
+            (event::kind::CONNECT, false) => "answered",
+            (event::kind::CONNECT, true) => "sys_exit_connect",
+            (event::kind::ACCEPT, false) => "sock_graft",
+            (event::kind::ACCEPT, true) => "sys_exit_accept4",
+            (event::kind::ESTABLISHED, true) => "joined",
+            (event::kind::RETRANSMIT, _) => "retransmit_synack",
+            (event::kind::EXPIRE, true) => return None,
+            (event::kind::EXPIRE, false) => "reqsk_timer",
+            (event::kind::CLOSE, false) => "listen_stop",
+            (_, false) => "conn_request",
+            (_, true) => "set_state",
+        })
+    }
+
+    /// In the order in which they are attached.
+    pub(super) fn hooks(self) -> impl Iterator<Item = &'static Hook> {
+        let (first, second): (&[Hook], &[Hook]) = match self {
+            Self::Fentry => (FENTRY, ONLY_FENTRY),
+            Self::Kprobe => (KPROBE, ONLY_KPROBE),
+            Self::Tracepoint => (TRACEPOINT, &[]),
+        };
+        first.iter().chain(second)
     }
 }
 
@@ -79,6 +119,8 @@ pub(super) struct Hook {
     pub(super) kind: Kind,
     pub(super) target: &'static str,
     pub(super) need: Need,
+    /// Set of kinds of events that it is for; 0 when it is for the listeners' counts.
+    pub(super) events: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,75 +131,235 @@ pub(super) enum Need {
     For(&'static str),
     /// Kernels that lack the function do not call it either.
     WhereItExists,
+    /// Only where the function has so many arguments; without any of these programs this is unknown.
+    WithArguments(u32, &'static str),
 }
 
 const fn hook(program: &'static str, kind: Kind, target: &'static str, need: Need) -> Hook {
-    Hook { program, kind, target, need }
+    Hook { program, kind, target, need, events: 0 }
 }
 
-const REQUESTED: Need = Need::For("the backlog passed to listen()");
+/// For events of these kinds only.
+const fn event(
+    program: &'static str,
+    kind: Kind,
+    target: &'static str,
+    need: Need,
+    events: u32,
+) -> Hook {
+    Hook { program, kind, target, need, events }
+}
 
+const SOCKET: u32 = 1 << event::kind::SOCKET;
+const BIND: u32 = 1 << event::kind::BIND;
+const LISTEN: u32 = 1 << event::kind::LISTEN;
+const CONNECT: u32 = 1 << event::kind::CONNECT;
+const ESTABLISHED: u32 = 1 << event::kind::ESTABLISHED;
+const ACCEPT: u32 = 1 << event::kind::ACCEPT;
+
+const REQUESTED: Need = Need::For("the backlog passed to listen()");
 const ACCEPTS: Need = Need::For("accept(): how many, and how long connections waited");
 const RETRANSMITS: Need = Need::For("repeated SYN-ACKs");
+const UNIX: Need = Need::For(UNIX_COUNTS);
+pub(super) const UNIX_COUNTS: &str = "counts and peaks of AF_UNIX listeners";
+const SOCKETS: Need = Need::For("events of kind socket");
+const BINDS: Need = Need::For("events of kind bind");
+const LISTENS: Need = Need::For("events of kind listen");
+const CONNECTS: Need = Need::For("events of kind connect");
+const IMPLICIT: Need = Need::For("ports that the kernel chose at connect()");
+const ESTABLISHES: Need = Need::For("events of kind established");
+const ACCEPTED: Need = Need::For("events of kind accept");
 
-// Ends before beginnings: a listener that closes while the probes go on must not stay, and what was
-// never begun has no end.
-const FENTRY: &[Hook] = &[
-    hook("fentry_listen_stop", Kind::Fentry, "inet_csk_listen_stop", Need::Required),
-    hook("fentry_sys_listen", Kind::Fentry, "__sys_listen", REQUESTED),
-    hook("fentry_sys_listen_socket", Kind::Fentry, "__sys_listen_socket", Need::WhereItExists),
-    hook("fentry_security_socket_listen", Kind::Fentry, "security_socket_listen", REQUESTED),
-    hook("fentry_listen_start", Kind::Fentry, "inet_csk_listen_start", Need::Required),
-    hook("fentry_sock_graft", Kind::Fentry, "security_sock_graft", ACCEPTS),
-    hook("fentry_child_forget", Kind::Fentry, "inet_child_forget", Need::WhereItExists),
-    hook("fentry_reqsk_clone", Kind::Fentry, "inet_reqsk_clone", Need::WhereItExists),
-    hook("fentry_queue_add", Kind::Fentry, "inet_csk_reqsk_queue_add", Need::Required),
-    hook("fentry_hashdance", Kind::Fentry, "inet_csk_complete_hashdance", Need::Required),
-    hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
-    hook("fexit_reqsk_timer", Kind::Fexit, "reqsk_timer_handler", Need::Required),
-    hook("fentry_reqsk_timer", Kind::Fentry, "reqsk_timer_handler", Need::Required),
-    hook("fexit_req_err", Kind::Fexit, "tcp_req_err", Need::Required),
-    hook("fentry_req_err", Kind::Fentry, "tcp_req_err", Need::Required),
-    hook("fexit_cookie_v6", Kind::Fexit, "cookie_v6_check", Need::WhereItExists),
-    hook("fentry_cookie_v6", Kind::Fentry, "cookie_v6_check", Need::WhereItExists),
-    hook("fexit_cookie_v4", Kind::Fexit, "cookie_v4_check", Need::Required),
-    hook("fentry_cookie_v4", Kind::Fentry, "cookie_v4_check", Need::Required),
-    hook("fexit_check_req", Kind::Fexit, "tcp_check_req", Need::Required),
-    hook("fentry_check_req", Kind::Fentry, "tcp_check_req", Need::Required),
-    hook("fexit_conn_request", Kind::Fexit, "tcp_conn_request", Need::Required),
-    hook("fentry_conn_request", Kind::Fentry, "tcp_conn_request", Need::Required),
+/// What the fentry and kprobe backends attach alike, their programs named after the same functions.
+///
+/// Ends before beginnings: a listener that closes while the probes go on must not stay, and what was
+/// never begun has no end.
+macro_rules! functions {
+    ($entry:literal $at_entry:expr, $exit:literal $at_exit:expr) => {
+        &[
+            hook(concat!($entry, "listen_stop"), $at_entry, "inet_csk_listen_stop", Need::Required),
+            hook(concat!($entry, "sys_listen"), $at_entry, "__sys_listen", REQUESTED),
+            hook(
+                concat!($entry, "sys_listen_socket"),
+                $at_entry,
+                "__sys_listen_socket",
+                Need::WhereItExists,
+            ),
+            hook(
+                concat!($entry, "security_socket_listen"),
+                $at_entry,
+                "security_socket_listen",
+                REQUESTED,
+            ),
+            hook(
+                concat!($entry, "listen_start"),
+                $at_entry,
+                "inet_csk_listen_start",
+                Need::Required,
+            ),
+            hook(concat!($entry, "sock_graft"), $at_entry, "security_sock_graft", ACCEPTS),
+            hook(
+                concat!($entry, "child_forget"),
+                $at_entry,
+                "inet_child_forget",
+                Need::WhereItExists,
+            ),
+            hook(
+                concat!($entry, "reqsk_clone"),
+                $at_entry,
+                "inet_reqsk_clone",
+                Need::WhereItExists,
+            ),
+            hook(
+                concat!($entry, "queue_add"),
+                $at_entry,
+                "inet_csk_reqsk_queue_add",
+                Need::Required,
+            ),
+            hook(
+                concat!($entry, "hashdance"),
+                $at_entry,
+                "inet_csk_complete_hashdance",
+                Need::Required,
+            ),
+            hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
+            hook(concat!($exit, "reqsk_timer"), $at_exit, "reqsk_timer_handler", Need::Required),
+            hook(concat!($entry, "reqsk_timer"), $at_entry, "reqsk_timer_handler", Need::Required),
+            hook(concat!($exit, "req_err"), $at_exit, "tcp_req_err", Need::Required),
+            hook(concat!($entry, "req_err"), $at_entry, "tcp_req_err", Need::Required),
+            hook(concat!($exit, "cookie_v6"), $at_exit, "cookie_v6_check", Need::WhereItExists),
+            hook(concat!($entry, "cookie_v6"), $at_entry, "cookie_v6_check", Need::WhereItExists),
+            hook(concat!($exit, "cookie_v4"), $at_exit, "cookie_v4_check", Need::Required),
+            hook(concat!($entry, "cookie_v4"), $at_entry, "cookie_v4_check", Need::Required),
+            hook(concat!($exit, "check_req"), $at_exit, "tcp_check_req", Need::Required),
+            hook(concat!($entry, "check_req"), $at_entry, "tcp_check_req", Need::Required),
+            hook(concat!($exit, "conn_request"), $at_exit, "tcp_conn_request", Need::Required),
+            hook(concat!($entry, "conn_request"), $at_entry, "tcp_conn_request", Need::Required),
+            hook(concat!($entry, "unix_release"), $at_entry, "unix_release", UNIX),
+            hook(concat!($entry, "unix_release_sock"), $at_entry, "unix_release_sock", UNIX),
+            hook(concat!($entry, "unix_listen"), $at_entry, "unix_listen", UNIX),
+            hook(concat!($entry, "unix_wait"), $at_entry, "unix_wait_for_peer", UNIX),
+            hook(
+                concat!($exit, "unix_may_connect"),
+                $at_exit,
+                "security_unix_stream_connect",
+                UNIX,
+            ),
+            event(concat!($exit, "sys_socket"), $at_exit, "__sys_socket", SOCKETS, SOCKET),
+            event(
+                concat!($entry, "post_create"),
+                $at_entry,
+                "security_socket_post_create",
+                SOCKETS,
+                SOCKET,
+            ),
+            event(concat!($entry, "sys_socket"), $at_entry, "__sys_socket", SOCKETS, SOCKET),
+            event(concat!($exit, "sys_bind"), $at_exit, "__sys_bind", BINDS, BIND),
+            event(
+                concat!($exit, "sys_bind_socket"),
+                $at_exit,
+                "__sys_bind_socket",
+                Need::WhereItExists,
+                BIND,
+            ),
+            event(concat!($entry, "security_bind"), $at_entry, "security_socket_bind", BINDS, BIND),
+            // A port may be chosen at listen().
+            event(
+                concat!($exit, "sys_listen_socket"),
+                $at_exit,
+                "__sys_listen_socket",
+                Need::WhereItExists,
+                LISTEN | BIND,
+            ),
+            event(concat!($exit, "sys_listen"), $at_exit, "__sys_listen", LISTENS, LISTEN | BIND),
+            event("tp_answered", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT),
+            event(
+                concat!($exit, "connect_v6"),
+                $at_exit,
+                "tcp_v6_connect",
+                Need::WhereItExists,
+                CONNECT | BIND,
+            ),
+            event(
+                concat!($exit, "connect_v4"),
+                $at_exit,
+                "tcp_v4_connect",
+                CONNECTS,
+                CONNECT | BIND,
+            ),
+            event(
+                concat!($entry, "hash_connect_v6"),
+                $at_entry,
+                "inet6_hash_connect",
+                Need::WhereItExists,
+                CONNECT | BIND,
+            ),
+            event(
+                concat!($entry, "hash_connect"),
+                $at_entry,
+                "inet_hash_connect",
+                IMPLICIT,
+                CONNECT | BIND,
+            ),
+            event(
+                concat!($entry, "connect_v6"),
+                $at_entry,
+                "tcp_v6_connect",
+                Need::WhereItExists,
+                CONNECT | BIND,
+            ),
+            event(
+                concat!($entry, "connect_v4"),
+                $at_entry,
+                "tcp_v4_connect",
+                CONNECTS,
+                CONNECT | BIND,
+            ),
+        ]
+    };
+}
+
+const FENTRY: &[Hook] = functions!("fentry_" Kind::Fentry, "fexit_" Kind::Fexit);
+const KPROBE: &[Hook] = functions!("kprobe_" Kind::Kprobe, "kretprobe_" Kind::Kprobe);
+
+const ONLY_FENTRY: &[Hook] = &[
+    hook("fexit_unix_connect", Kind::Fexit, "unix_stream_connect", UNIX),
+    hook("fexit_unix_find_4", Kind::Fexit, "unix_find_other", Need::WithArguments(4, UNIX_COUNTS)),
+    hook("fexit_unix_find_5", Kind::Fexit, "unix_find_other", Need::WithArguments(5, UNIX_COUNTS)),
+    hook("fexit_unix_find_6", Kind::Fexit, "unix_find_other", Need::WithArguments(6, UNIX_COUNTS)),
+    event("fexit_unix_connect_call", Kind::Fexit, "unix_stream_connect", CONNECTS, CONNECT),
+    event("fentry_unix_connect_call", Kind::Fentry, "unix_stream_connect", CONNECTS, CONNECT),
 ];
 
-const KPROBE: &[Hook] = &[
-    hook("kprobe_listen_stop", Kind::Kprobe, "inet_csk_listen_stop", Need::Required),
-    hook("kprobe_sys_listen", Kind::Kprobe, "__sys_listen", REQUESTED),
-    hook("kprobe_sys_listen_socket", Kind::Kprobe, "__sys_listen_socket", Need::WhereItExists),
-    hook("kprobe_security_socket_listen", Kind::Kprobe, "security_socket_listen", REQUESTED),
-    hook("kprobe_listen_start", Kind::Kprobe, "inet_csk_listen_start", Need::Required),
-    hook("kprobe_sock_graft", Kind::Kprobe, "security_sock_graft", ACCEPTS),
-    hook("kprobe_child_forget", Kind::Kprobe, "inet_child_forget", Need::WhereItExists),
-    hook("kprobe_reqsk_clone", Kind::Kprobe, "inet_reqsk_clone", Need::WhereItExists),
-    hook("kprobe_queue_add", Kind::Kprobe, "inet_csk_reqsk_queue_add", Need::Required),
-    hook("kprobe_hashdance", Kind::Kprobe, "inet_csk_complete_hashdance", Need::Required),
-    hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
-    hook("kretprobe_reqsk_timer", Kind::Kprobe, "reqsk_timer_handler", Need::Required),
-    hook("kprobe_reqsk_timer", Kind::Kprobe, "reqsk_timer_handler", Need::Required),
-    hook("kretprobe_req_err", Kind::Kprobe, "tcp_req_err", Need::Required),
-    hook("kprobe_req_err", Kind::Kprobe, "tcp_req_err", Need::Required),
-    hook("kretprobe_cookie_v6", Kind::Kprobe, "cookie_v6_check", Need::WhereItExists),
-    hook("kprobe_cookie_v6", Kind::Kprobe, "cookie_v6_check", Need::WhereItExists),
-    hook("kretprobe_cookie_v4", Kind::Kprobe, "cookie_v4_check", Need::Required),
-    hook("kprobe_cookie_v4", Kind::Kprobe, "cookie_v4_check", Need::Required),
-    hook("kretprobe_check_req", Kind::Kprobe, "tcp_check_req", Need::Required),
-    hook("kprobe_check_req", Kind::Kprobe, "tcp_check_req", Need::Required),
-    hook("kretprobe_conn_request", Kind::Kprobe, "tcp_conn_request", Need::Required),
-    hook("kprobe_conn_request", Kind::Kprobe, "tcp_conn_request", Need::Required),
+// Of many that wait in one function, a return probe misses some (`maxactive`), so the end of a connect is
+// seen where its system call returns.
+const ONLY_KPROBE: &[Hook] = &[
+    hook("tp_unix_connected", Kind::Tracepoint("syscalls"), "sys_exit_connect", UNIX),
+    hook("kretprobe_unix_find", Kind::Kprobe, "unix_find_other", UNIX),
+    hook("kprobe_unix_may_connect", Kind::Kprobe, "security_unix_stream_connect", UNIX),
+    event("kprobe_unix_connect", Kind::Kprobe, "unix_stream_connect", CONNECTS, CONNECT),
 ];
+
+const SYSCALLS: Kind = Kind::Tracepoint("syscalls");
 
 const TRACEPOINT: &[Hook] = &[
-    hook("tp_sys_enter_listen", Kind::Tracepoint("syscalls"), "sys_enter_listen", REQUESTED),
+    hook("tp_sys_enter_listen", SYSCALLS, "sys_enter_listen", REQUESTED),
     hook("tp_set_state", Kind::BtfTracepoint, "inet_sock_set_state", Need::Required),
     hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
     hook("tp_kfree_skb", Kind::BtfTracepoint, "kfree_skb", Need::Required),
     hook("tp_consume_skb", Kind::BtfTracepoint, "consume_skb", Need::Required),
+    hook("tp_sys_exit_listen", SYSCALLS, "sys_exit_listen", LISTENS),
+    event("tp_sys_exit_socket", SYSCALLS, "sys_exit_socket", SOCKETS, SOCKET),
+    event("tp_sys_enter_socket", SYSCALLS, "sys_enter_socket", SOCKETS, SOCKET),
+    event("tp_sys_exit_bind", SYSCALLS, "sys_exit_bind", BINDS, BIND),
+    event("tp_sys_enter_bind", SYSCALLS, "sys_enter_bind", BINDS, BIND),
+    event("tp_joined", Kind::BtfTracepoint, "inet_sock_set_state", ESTABLISHES, ESTABLISHED),
+    event("tp_answered", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT),
+    event("tp_sends_syn", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT | BIND),
+    event("tp_sys_exit_connect", SYSCALLS, "sys_exit_connect", CONNECTS, CONNECT | BIND),
+    event("tp_sys_enter_connect", SYSCALLS, "sys_enter_connect", CONNECTS, CONNECT | BIND),
+    event("tp_sys_exit_accept", SYSCALLS, "sys_exit_accept", ACCEPTED, ACCEPT),
+    event("tp_sys_enter_accept", SYSCALLS, "sys_enter_accept", ACCEPTED, ACCEPT),
+    event("tp_sys_exit_accept4", SYSCALLS, "sys_exit_accept4", ACCEPTED, ACCEPT),
+    event("tp_sys_enter_accept4", SYSCALLS, "sys_enter_accept4", ACCEPTED, ACCEPT),
 ];

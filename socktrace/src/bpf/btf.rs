@@ -119,6 +119,15 @@ impl<'a> Btf<'a> {
         functions.any(|record| self.name(record) == Some(name.as_bytes()))
     }
 
+    /// How many arguments a function of the kernel has.
+    pub(super) fn arguments(&self, name: &str) -> Option<u32> {
+        let function = self.types.iter().find(|record| {
+            kind(record) == kind::FUNC && self.name(record) == Some(name.as_bytes())
+        })?;
+        let prototype = self.resolve(u32_at(function, 8)?)?;
+        (kind(prototype) == kind::FUNC_PROTO).then_some(u32_at(prototype, 4)? & 0xffff)
+    }
+
     /// Where a member is, by its path (`outer.inner`); members of unnamed members count as the
     /// outer type's own.
     pub(super) fn place(&self, id: u32, path: &str) -> Option<Place> {

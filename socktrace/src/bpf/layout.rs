@@ -42,6 +42,8 @@ pub(super) struct Layout {
     pub(super) absent: Vec<String>,
     /// `inet_reqsk_clone` is there.
     pub(super) migrates: bool,
+    /// How many arguments `unix_find_other` has: its result stands behind them.
+    pub(super) unix_find_arguments: Option<u32>,
 }
 
 impl Layout {
@@ -50,7 +52,9 @@ impl Layout {
             .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))?;
         let names: Vec<&str> = FIELDS.iter().map(|field| field.1).collect();
         let migrates = btf.has_function("inet_reqsk_clone");
-        let mut layout = Self { offsets: Vec::new(), absent: Vec::new(), migrates };
+        let unix_find_arguments = btf.arguments("unix_find_other");
+        let mut layout =
+            Self { offsets: Vec::new(), absent: Vec::new(), migrates, unix_find_arguments };
         for (&(global, type_name, path, required, bits), id) in
             FIELDS.iter().zip(find(&btf, &names))
         {

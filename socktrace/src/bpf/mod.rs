@@ -6,11 +6,15 @@ mod btf;
 mod layout;
 mod log;
 mod object;
+mod ring;
 mod shared;
 mod times;
 mod tracer;
+mod wanted;
 
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};
+pub use ring::Happened;
 pub use tracer::{Counts, Lost, Netns, Tracer, Tracked};
+pub use wanted::{LONGEST_COMM, Wanted};

@@ -9,12 +9,13 @@ use aya::{
     },
 };
 
-use socktrace_common::{Cell, Histograms, Reading, Slot, stat};
+use socktrace_common::{Cell, Histograms, Reading, Slot, event::UnixName, stat};
 
 use super::{
     backend::{Backend, Hook, Kind, Need},
     layout::{BTF_PATH, Layout},
     log,
+    wanted::{self, Wanted},
 };
 use crate::error::{Error, Result};
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub max_listeners: u32,
     /// Number of possible CPUs.
     pub cpus: u32,
+    /// Which events are wanted; `None` for none at all.
+    pub events: Option<Wanted>,
 }
 
 impl Options {
@@ -33,7 +36,11 @@ impl Options {
     #[must_use]
     pub fn bytes_a_listener(cpus: u32) -> u64 {
         let cells = size_of::<Cell>() as u64 * u64::from(cpus);
-        cells + (size_of::<Slot>() + size_of::<Reading>() + size_of::<Histograms>()) as u64
+        let rest = size_of::<Slot>()
+            + size_of::<Reading>()
+            + size_of::<UnixName>()
+            + size_of::<Histograms>();
+        cells + rest as u64
     }
 }
 
@@ -87,10 +94,18 @@ pub struct Attempt {
     pub attached: Vec<&'static str>,
 }
 
+impl Attempt {
+    /// Whether this is unknown for want of a hook.
+    pub(super) fn lacks(&self, what: &str) -> bool {
+        self.without.iter().any(|(lacking, _)| *lacking == what)
+    }
+}
+
 /// Creates the maps and prepares the programs; nothing is verified or attached yet.
 pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
     let slots = options.max_listeners;
     let level = log::level();
+    let chosen = options.events.as_ref().map(wanted::Globals::from);
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&kernel.btf))
@@ -98,6 +113,7 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
         .map_max_entries("SLOTS", slots)
         .map_max_entries("READINGS", slots)
         .map_max_entries("HISTOGRAMS", slots)
+        .map_max_entries("PATHS", slots)
         .map_max_entries("WAITING", MOST_WAITING)
         .map_max_entries("STATS", stat::COUNT * options.cpus)
         .map_max_entries("COUNTERS", MOST_COUNTERS)
@@ -112,7 +128,14 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
     for (name, offset) in &kernel.layout.offsets {
         loader.override_global(name, offset, true);
     }
-    loader.load(OBJECT).map_err(Error::run("cannot create the BPF maps"))
+    if let Some(chosen) = &chosen {
+        chosen.apply(&mut loader);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(Error::run("cannot create the BPF maps"))?;
+    if let Some(wanted) = &options.events {
+        wanted.fill(&mut ebpf)?;
+    }
+    Ok(ebpf)
 }
 
 /// Loads the program that runs on request only.
@@ -133,10 +156,15 @@ pub(super) fn attach(
     ebpf: &mut Ebpf,
     kernel: &KernelBtf,
     backend: Backend,
+    events: u32,
 ) -> std::result::Result<Attempt, String> {
     let mut attempt = Attempt::default();
     let mut without = HashSet::new();
-    for hook in backend.hooks() {
+    let wanted = |hook: &&Hook| match hook.need {
+        Need::WithArguments(count, _) => kernel.layout.unix_find_arguments == Some(count),
+        _ => hook.events == 0 || hook.events & events != 0,
+    };
+    for hook in backend.hooks().filter(wanted) {
         match attach_one(ebpf, kernel, hook) {
             Ok(()) => attempt.attached.push(hook.program),
             Err(error) => {
@@ -150,7 +178,7 @@ pub(super) fn attach(
                         return Err(if forbidden { reason } else { needs });
                     }
                     Need::WhereItExists => {}
-                    Need::For(what) => {
+                    Need::For(what) | Need::WithArguments(_, what) => {
                         if without.insert(what) {
                             attempt.without.push((what, reason));
                         }

@@ -12,16 +12,19 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use socktrace_common::{
-    BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES, READ_MPTCP,
-    Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, counting,
-    port_key, slot_state, stat,
+    AF_UNIX, BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES,
+    READ_MPTCP, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count,
+    counting,
+    event::{self, UnixName},
+    port_key, slot_state, stat, wanted,
 };
 
 use super::{
     adopt::{self, Answers},
-    backend::Backend,
+    backend::{Backend, UNIX_COUNTS},
     log,
     object::{self, Attempt, KernelBtf, MOST_WAITING, Options},
+    ring::{Happened, Ring},
     shared::{Shared, Shelf},
     times::times,
 };
@@ -32,7 +35,7 @@ use crate::{
 };
 
 /// One listener as the kernel side sees it at the end of an interval.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Tracked {
     pub index: u32,
     pub slot: Slot,
@@ -50,6 +53,10 @@ pub struct Tracked {
     pub accepted_ns: u64,
     /// Whether the hooks can see this listener's events.
     pub watched: bool,
+    /// Of an AF_UNIX listener.
+    pub name: Option<UnixName>,
+    /// Thread groups that called `accept()` lately.
+    pub acceptors: Vec<u32>,
 }
 
 impl Tracked {
@@ -103,12 +110,19 @@ pub struct Lost {
     pub no_room: u64,
     /// Runs of a program that the kernel skipped because the program ran already on that CPU.
     pub recursion: u64,
+    /// Events that found the ring buffer full.
+    pub ring_full: u64,
 }
 
 impl Lost {
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.no_slot + self.read_failed + self.group_cut + self.no_room + self.recursion
+        self.no_slot
+            + self.read_failed
+            + self.group_cut
+            + self.no_room
+            + self.recursion
+            + self.ring_full
     }
 }
 
@@ -166,6 +180,15 @@ fn known(backend: Backend, attempt: &Attempt) -> u64 {
     known
 }
 
+/// What means something for an AF_UNIX listener.
+const OF_UNIX: u64 = 1 << count::ESTABLISHED
+    | 1 << count::ACCEPTED
+    | 1 << count::WAIT_NS
+    | 1 << count::LATE
+    | 1 << count::EVENTS
+    | ONLY_UNIX;
+const ONLY_UNIX: u64 = 1 << count::CONNECTS_WAITED | 1 << count::CONNECTS_REFUSED;
+
 /// What the tracepoint backend can tell of a listener even if it cannot tell packets apart.
 const CERTAIN: u64 = 1 << count::SYNACK_RETRANSMITS | 1 << count::LATE | 1 << count::EVENTS;
 
@@ -187,6 +210,10 @@ pub struct Tracer {
     ports: HashMap<MapData, u64, u32>,
     old: HashMap<MapData, u32, u8>,
     stats: Shared<u64>,
+    names: Shared<UnixName>,
+    ring: Ring,
+    /// Kinds of events that are wanted, a bit each.
+    events: u32,
     /// Slots that the last reading found closed, those without a usable reading too.
     closed: Vec<u32>,
     /// Closed slots that were reported and become free at the next interval.
@@ -210,7 +237,7 @@ impl Tracer {
         let mut refusals = Vec::new();
         for &backend in backends {
             tracer.control.write(control::BY_PORT, u32::from(backend == Backend::Tracepoint));
-            match object::attach(&mut tracer.ebpf, kernel, backend) {
+            match object::attach(&mut tracer.ebpf, kernel, backend, tracer.events) {
                 Ok(attempt) => {
                     tracer.known = known(backend, &attempt);
                     let accepts = tracer.known >> count::ACCEPTED & 1;
@@ -236,6 +263,7 @@ impl Tracer {
             "snapshot",
             "walk_tasks",
             "scan_fds",
+            "adopt_sk",
             "adopt_queue",
             "identify",
             "note_counters",
@@ -261,6 +289,9 @@ impl Tracer {
             ports: map("PORTS")?.try_into().map_err(damaged())?,
             old: map("OLD")?.try_into().map_err(damaged())?,
             stats: Shared::new("STATS", map("STATS")?, stat::COUNT * options.cpus)?,
+            names: Shared::new("PATHS", map("PATHS")?, slots)?,
+            ring: Ring::new(map("EVENTS")?)?,
+            events: options.events.as_ref().map_or(0, |wanted| wanted.kinds),
             backend: None,
             attempt: Attempt::default(),
             cpus: options.cpus,
@@ -298,9 +329,47 @@ impl Tracer {
         &self.attempt.without
     }
 
+    /// Which of these kinds of events no attached program sends, and why.
+    #[must_use]
+    pub fn unseen(&self, kinds: u32) -> Vec<(u32, String)> {
+        let missing = |kind: u32| {
+            let program = self.backend?.sender(kind);
+            let Some((program, what)) = program else {
+                return Some("no tracepoint stands where it happens".to_owned());
+            };
+            if self.attempt.attached.contains(&program) {
+                return None;
+            }
+            let why = self.attempt.without.iter().find(|(lacking, _)| *lacking == what);
+            Some(why.map_or_else(|| "its function is not there".to_owned(), |(_, why)| why.clone()))
+        };
+        (0..event::kind::COUNT)
+            .filter(|kind| kinds >> kind & 1 == 1)
+            .filter_map(|kind| Some((kind, missing(kind)?)))
+            .collect()
+    }
+
     /// Where the eBPF side's messages come out; `None` when they are off. Can be taken once.
     pub fn take_log(&mut self) -> Option<log::Logger> {
         self.log.take()
+    }
+
+    /// The oldest event that was not read yet.
+    pub fn next_event(&mut self) -> Option<Result<Happened>> {
+        self.ring.next()
+    }
+
+    /// The listener in a slot as it is known without reading the kernel again.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Option<Slot> {
+        let slot = (index < self.slots.len()).then(|| self.slots.read(index))?;
+        (slot.state != slot_state::FREE).then_some(slot)
+    }
+
+    /// Says whether the events of a listener are wanted, whose processes the kernel side does not know.
+    pub fn want(&self, index: u32, is_wanted: bool) {
+        let value = if is_wanted { wanted::YES } else { wanted::NO };
+        self.slots.write_u32(index, offset_of!(Slot, wanted), value);
     }
 
     /// Looks at queues so far, by events.
@@ -497,9 +566,16 @@ impl Tracer {
     fn sees(&self, slot: &Slot) -> bool {
         match self.backend {
             None => false,
+            Some(_) if slot.family == AF_UNIX => self.sees_unix(),
             Some(Backend::Tracepoint) => slot.flags & SLOT_LINKED != 0,
             Some(Backend::Fentry | Backend::Kprobe) => true,
         }
+    }
+
+    /// Whether AF_UNIX listeners have hooks.
+    fn sees_unix(&self) -> bool {
+        let known = |backend: Backend| backend != Backend::Tracepoint;
+        self.backend.is_some_and(known) && !self.attempt.lacks(UNIX_COUNTS)
     }
 
     fn tracked(
@@ -522,6 +598,8 @@ impl Tracer {
             accept_wait: None,
             handshake: None,
             accepted_ns: 0,
+            name: (slot.family == AF_UNIX).then(|| self.names.read(index)),
+            acceptors: Vec::new(),
         };
         let (mut wait_max, mut handshake_max) = (0, 0);
         let half = (epoch & 1) as usize;
@@ -531,6 +609,7 @@ impl Tracer {
             wait_max = wait_max.max(cell.wait_max_ns);
             handshake_max = handshake_max.max(cell.handshake_max_ns);
             t.accepted_ns = t.accepted_ns.max(cell.accepted_ns);
+            t.acceptors.extend(cell.acceptors.iter().filter(|&&pid| pid != 0));
             if cell.epoch[half] == epoch {
                 t.accept_peak = t.accept_peak.max(Some(cell.accept_peak[half]));
                 t.syn_peak = t.syn_peak.max(Some(cell.syn_peak[half]));
@@ -549,6 +628,13 @@ impl Tracer {
 
     /// What of the counts can be right for a listener.
     fn certain(&self, slot: &Slot, reading: &Reading, unsure: bool) -> u64 {
+        if slot.family == AF_UNIX {
+            return if self.sees_unix() { OF_UNIX } else { 0 };
+        }
+        !ONLY_UNIX & self.certain_tcp(slot, reading, unsure)
+    }
+
+    fn certain_tcp(&self, slot: &Slot, reading: &Reading, unsure: bool) -> u64 {
         if unsure || slot.ambiguous != 0 {
             CERTAIN
         } else if self.backend == Some(Backend::Tracepoint) && reading.flags & READ_MPTCP != 0 {
@@ -593,6 +679,7 @@ impl Tracer {
                 self.histograms.at(index)?.write(0, EMPTY);
             }
             self.readings.write(index, Reading::default());
+            self.names.write(index, UnixName::default());
             self.slots.write(index, Slot::default());
             // Not by a system call on the map: kprobes would be skipped meanwhile.
             adopt::run(&mut self.ebpf, "fill_free", &[u64::from(index) + 1, 1])?;
@@ -610,6 +697,9 @@ impl Tracer {
         let mut ports: BTreeMap<u64, Vec<&mut Tracked>> = BTreeMap::new();
         let mut unlinked = BTreeSet::new();
         for t in tracked.iter_mut() {
+            if t.slot.family == AF_UNIX {
+                continue;
+            }
             if t.slot.flags & SLOT_LINKED == 0 {
                 unlinked.insert((t.slot.netns_id(), t.slot.mib));
             }
@@ -691,6 +781,7 @@ impl Tracer {
             group_cut: self.stat(stat::GROUP_CUT),
             no_room: self.stat(stat::NO_ROOM),
             recursion: self.recursion_misses(),
+            ring_full: self.stat(stat::RING_FULL),
         }
     }
 

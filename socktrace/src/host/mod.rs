@@ -2,6 +2,7 @@
 
 mod bytecode;
 mod cgroup;
+mod cgroup_ids;
 mod container;
 mod diag;
 mod kernel;
@@ -15,6 +16,7 @@ mod root;
 mod unix;
 mod users;
 
+pub use cgroup_ids::{CgroupIds, directory as cgroup_directory};
 pub use diag::{DiagListener, Dump};
 pub use kernel::{Privileges, monotonic_ns, possible_cpus, release, tracefs};
 pub use netns::{NetnsPath, of_thread, reachable, resolve, socket_in};
@@ -33,7 +35,7 @@ pub struct Host {
     pub netns: Vec<NetnsPath>,
     /// Listeners by network namespace, as `sock_diag` lists them.
     pub listeners: HashMap<u32, Dump>,
-    /// AF_UNIX listeners by network namespace, where `ask_unix` asked for them.
+    /// AF_UNIX listeners by network namespace.
     pub unix: HashMap<u32, Vec<UnixListener>>,
     pub owners: Owners,
     /// Namespaces that could not be asked, and why.
@@ -47,6 +49,7 @@ impl Host {
         host.owners.read(proc);
         let wanted: Vec<_> = host.netns.iter().map(|netns| netns.inode).collect();
         host.ask(&wanted);
+        host.ask_unix(&wanted);
         Ok(host)
     }
 

@@ -42,7 +42,8 @@ fn read_kernel(host: &mut Host) -> std::result::Result<Vec<crate::bpf::Tracked>,
     if !lacking.is_empty() {
         return Err(format!("needs {}: try sudo", lacking.join(" and ")));
     }
-    let listeners: usize = host.listeners.values().map(|dump| dump.listeners.len()).sum();
+    let tcp: usize = host.listeners.values().map(|dump| dump.listeners.len()).sum();
+    let listeners = tcp + host.unix.values().map(Vec::len).sum::<usize>();
     let mut read = || {
         let kernel = KernelBtf::read()?;
         let mut tracer = Tracer::start(&kernel, &options(listeners, None)?, &[])?;

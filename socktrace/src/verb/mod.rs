@@ -1,9 +1,13 @@
 //! One module a verb, and what they share.
 
 pub mod check;
+pub mod events;
+
 pub mod list;
 mod output;
+mod resolve;
 pub mod top;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -73,7 +77,7 @@ fn options(listeners: usize, wanted: Option<u32>) -> Result<Options> {
             MOST_CELLS / size
         )));
     }
-    Ok(Options { max_listeners, cpus })
+    Ok(Options { max_listeners, cpus, events: None })
 }
 
 /// Tracing needs privileges: says which are missing, before anything fails for want of them.
@@ -118,7 +122,11 @@ fn give_cookies(host: &mut Host, tracked: &[Tracked], out_of_reach: &mut HashSet
     }
     // For the cookies only: these dumps may list what was opened after `tracked` was read.
     let mut asked = Host { netns: host.netns.clone(), ..Host::default() };
-    asked.ask(&nameless.keys().copied().collect::<Vec<_>>());
+    let ask = |asked: &mut Host, wanted: &[u32]| {
+        asked.ask(wanted);
+        asked.ask_unix(wanted);
+    };
+    ask(&mut asked, &nameless.keys().copied().collect::<Vec<_>>());
     let missing = |asked: &Host| -> Vec<u32> {
         nameless.keys().copied().filter(|inode| !asked.listeners.contains_key(inode)).collect()
     };
@@ -126,7 +134,8 @@ fn give_cookies(host: &mut Host, tracked: &[Tracked], out_of_reach: &mut HashSet
         // The process that led there may have ended.
         host.netns = host::reachable(proc());
         asked.netns.clone_from(&host.netns);
-        asked.ask(&missing(&asked));
+        let missing = missing(&asked);
+        ask(&mut asked, &missing);
     }
     out_of_reach.extend(missing(&asked));
     true

@@ -1,10 +1,15 @@
 //! Listeners to stdout, in the form that was asked for.
 
-use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
+use std::{
+    io::{self, BufWriter, IsTerminal as _, Stdout, Write as _},
+    sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use crate::{
     cli::{Color, Output, ViewArgs},
-    error::Result,
+    error::{Error, Result},
     filter::Filter,
     model::Listener,
     view::{
@@ -46,6 +51,10 @@ impl Printer {
         Ok(Self { out: BufWriter::new(stdout), output, style, filter: args.filter()?, order })
     }
 
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
     pub(super) fn is_json(&self) -> bool {
         self.output == Output::Json
     }
@@ -80,5 +89,105 @@ impl Printer {
         json::write(&mut self.out, record)?;
         self.out.flush()?;
         Ok(())
+    }
+}
+
+/// Lines to stdout through a thread of their own, so that a reader that does not read stops neither the
+/// reading of events nor the end of the run. What it is too slow for is counted.
+pub(super) struct Lines {
+    batch: Vec<u8>,
+    count: u64,
+    dropped: u64,
+    to: Option<SyncSender<(Vec<u8>, u64)>>,
+    result: Receiver<io::Result<()>>,
+    failed: Option<io::Error>,
+    _writer: JoinHandle<()>,
+}
+
+/// Batches that wait for the reader of stdout.
+const MOST_BATCHES: usize = 256;
+/// How long a run waits for the reader of stdout when it ends.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Lines {
+    pub(super) fn start() -> Result<Self> {
+        let (to, from) = sync_channel::<(Vec<u8>, u64)>(MOST_BATCHES);
+        let (done, result) = channel();
+        let writer = thread::Builder::new()
+            .name("output".into())
+            .spawn(move || {
+                let mut out = io::stdout().lock();
+                let written = from.iter().try_for_each(|(batch, _)| {
+                    out.write_all(&batch)?;
+                    out.flush()
+                });
+                // Nobody asks any more when the run has ended.
+                let _ = done.send(written);
+            })
+            .map_err(Error::run("cannot start a thread"))?;
+        Ok(Self {
+            batch: Vec::new(),
+            count: 0,
+            dropped: 0,
+            to: Some(to),
+            result,
+            failed: None,
+            _writer: writer,
+        })
+    }
+
+    pub(super) fn push(&mut self, line: String) {
+        let mut line = line.into_bytes();
+        line.push(b'\n');
+        self.push_bytes(&line);
+    }
+
+    /// A line with its end.
+    pub(super) fn push_bytes(&mut self, line: &[u8]) {
+        self.batch.extend_from_slice(line);
+        self.count += 1;
+    }
+
+    /// Hands over what there is.
+    pub(super) fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let batch = (std::mem::take(&mut self.batch), std::mem::take(&mut self.count));
+        let Some(to) = &self.to else { return };
+        match to.try_send(batch) {
+            Ok(()) => {}
+            Err(TrySendError::Full((_, count))) => self.dropped += count,
+            Err(TrySendError::Disconnected(_)) => self.close(),
+        }
+    }
+
+    /// Lines that were not written because nobody read.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn close(&mut self) {
+        self.to = None;
+        self.failed = self.result.recv().ok().and_then(io::Result::err);
+    }
+
+    /// Whether stdout can be written to no more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.to.is_none()
+    }
+
+    /// Waits for what was handed over, for a while.
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.flush();
+        self.to = None;
+        if let Some(error) = self.failed {
+            return Err(error.into());
+        }
+        match self.result.recv_timeout(PATIENCE) {
+            Ok(written) => Ok(written?),
+            // The reader does not read; the process ends all the same.
+            Err(_) => Ok(()),
+        }
     }
 }

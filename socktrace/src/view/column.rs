@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::printable;
-use crate::model::{Container, Listener, Owner, SynRule, Transport};
+use crate::model::{Container, Listener, Owner, Process, SynRule, Transport};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -43,7 +43,7 @@ fn number<T: ToString>(value: Option<T>) -> String {
 }
 
 /// Nanoseconds in three digits or so.
-fn duration(ns: Option<u64>) -> String {
+pub(super) fn duration(ns: Option<u64>) -> String {
     let Some(ns) = ns else { return UNKNOWN.to_owned() };
     let (unit, one) = match ns {
         0..1_000_000 => ("us", 1_000),
@@ -92,12 +92,12 @@ pub static COLUMNS: &[Column] = &[
     Column {
         key: "listener",
         title: "LISTENER",
-        help: "Local address and port of the listening socket.",
+        help: "Local address and port of the listening socket, or the path of an AF_UNIX one.",
         align: Align::Left,
         gap: 0,
         shown: Shown::Always,
-        value: Listener::endpoint,
-        order: |a, b| (a.port, a.address).cmp(&(b.port, b.address)),
+        value: |l| printable(&l.endpoint()).into_owned(),
+        order: by_address,
     },
     text!(
         "netns",
@@ -322,9 +322,10 @@ pub static COLUMNS: &[Column] = &[
         |l: &Listener| match l.transport {
             Some(Transport::Tcp) => "tcp".to_owned(),
             Some(Transport::Mptcp) => "mptcp".to_owned(),
+            Some(Transport::Unix) => "unix".to_owned(),
             None => UNKNOWN.to_owned(),
         },
-        "tcp or mptcp."
+        "tcp, mptcp or unix."
     ),
     text!(
         "reuseport",
@@ -388,6 +389,24 @@ pub static COLUMNS: &[Column] = &[
         "Executable of that process."
     ),
     text!(
+        "opener",
+        "OPENER",
+        Wide,
+        |l: &Listener| l.opener.as_ref().map_or_else(|| UNKNOWN.to_owned(), process),
+        "Process that called listen(); unknown for a listener older than the trace."
+    ),
+    text!(
+        "acceptors",
+        "ACCEPTS",
+        Wide,
+        |l: &Listener| match l.acceptors.as_slice() {
+            [] => UNKNOWN.to_owned(),
+            [one] => process(one),
+            [first, rest @ ..] => format!("{} +{}", process(first), rest.len()),
+        },
+        "Process that calls accept(), and how many others do."
+    ),
+    text!(
         "owner",
         "OWNER",
         Always,
@@ -408,6 +427,13 @@ fn container(container: &Container) -> String {
     match &container.pod {
         Some(pod) => printable(&format!("{pod}/{name}")).into_owned(),
         None => printable(name).into_owned(),
+    }
+}
+
+fn process(process: &Process) -> String {
+    match &process.comm {
+        Some(comm) => format!("{}/{}", printable(comm), process.pid),
+        None => process.pid.to_string(),
     }
 }
 
@@ -434,7 +460,11 @@ pub fn by_trouble(a: &Listener, b: &Listener) -> Ordering {
 }
 
 pub fn by_address(a: &Listener, b: &Listener) -> Ordering {
-    (a.port, a.address, a.netns, a.id).cmp(&(b.port, b.address, b.netns, b.id))
+    // AF_UNIX behind all ports.
+    fn key(l: &Listener) -> impl Ord {
+        (l.address.is_none(), l.port, l.address, l.path.clone(), l.netns, l.id)
+    }
+    key(a).cmp(&key(b))
 }
 
 #[cfg(test)]

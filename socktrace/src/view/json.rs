@@ -7,12 +7,14 @@ use std::{
 
 use serde::Serialize;
 
-use crate::model::{Container, Family, Listener, Queue, SynRule, Times, Totals, Transport};
+use crate::model::{
+    Container, Family, Listener, Owner, Process, Queue, SynRule, Times, Totals, Transport,
+};
 
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 
 /// RFC 3339, UTC, nanoseconds.
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
@@ -45,7 +47,7 @@ struct Identity<'a> {
     id: String,
     family: &'static str,
     transport: Option<&'static str>,
-    address: String,
+    address: Option<String>,
     port: Option<u16>,
     path: Option<&'a str>,
     netns: u32,
@@ -55,20 +57,15 @@ struct Identity<'a> {
     reuseport: Option<bool>,
     v6only: Option<bool>,
     uid: Option<u32>,
-    owners: Vec<OwnerRecord<'a>>,
+    owners: &'a [Owner],
+    opener: Option<&'a Process>,
+    acceptors: &'a [Process],
     cgroup: Option<&'a str>,
     container: Option<&'a Container>,
     unit: Option<&'a str>,
     exe: Option<&'a str>,
     user: Option<&'a str>,
     netns_name: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct OwnerRecord<'a> {
-    pid: u32,
-    comm: &'a str,
-    fd: u32,
 }
 
 #[derive(Serialize)]
@@ -121,6 +118,22 @@ impl From<Times> for TimesRecord {
     }
 }
 
+pub(super) fn family(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+        Family::Unix => "unix",
+    }
+}
+
+pub(super) fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Mptcp => "mptcp",
+        Transport::Unix => "unix",
+    }
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -140,17 +153,11 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
             time: rfc3339(l.time),
             listener: Identity {
                 id: l.id.to_string(),
-                family: match l.family {
-                    Family::Ipv4 => "ipv4",
-                    Family::Ipv6 => "ipv6",
-                },
-                transport: l.transport.map(|transport| match transport {
-                    Transport::Tcp => "tcp",
-                    Transport::Mptcp => "mptcp",
-                }),
-                address: l.address.to_string(),
+                family: family(l.family),
+                transport: l.transport.map(transport),
+                address: l.address.map(|address| address.to_string()),
                 port: l.port,
-                path: None,
+                path: l.path.as_deref(),
                 netns: l.netns,
                 cookie: match l.id {
                     crate::model::Id::Cookie { cookie, .. } => Some(cookie),
@@ -161,11 +168,9 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                 reuseport: l.reuseport,
                 v6only: l.v6only,
                 uid: l.uid,
-                owners: l
-                    .owners
-                    .iter()
-                    .map(|owner| OwnerRecord { pid: owner.pid, comm: &owner.comm, fd: owner.fd })
-                    .collect(),
+                owners: &l.owners,
+                opener: l.opener.as_ref(),
+                acceptors: &l.acceptors,
                 cgroup: l.cgroup.as_deref(),
                 container: l.belongs.container.as_deref(),
                 unit: l.belongs.unit.as_deref(),
@@ -309,6 +314,8 @@ mod tests {
                     "cookie": 5121, "inode": 41231, "interface": unknown, "reuseport": false, "v6only": unknown, "uid": 0,
                     "owners": [{"pid": 812, "comm": "nginx", "fd": 6},
                                {"pid": 813, "comm": "nginx", "fd": 6}],
+                    "opener": {"pid": 811, "comm": "nginx"},
+                    "acceptors": [{"pid": 812, "comm": "nginx"}],
                     "cgroup": "/system.slice/nginx.service", "container": unknown,
                     "unit": "nginx.service", "exe": "/usr/sbin/nginx", "user": "root",
                     "netns_name": unknown
@@ -325,7 +332,8 @@ mod tests {
                               "syn_queue_full": 0, "syn_backlog_reserve": 0, "other": 0},
                     "resets_on_overflow": 0, "requests_expired": 0, "requests_reset": 0,
                     "acks_deferred": 0, "fastopen_established": 0, "fastopen_queue_full": 0,
-                    "lost_on_close": 0, "migrated_out": 0, "migrated_in": unknown
+                    "lost_on_close": 0, "connects_waited": unknown, "connects_refused": unknown,
+                    "migrated_out": 0, "migrated_in": unknown
                 },
                 "accept_wait": {"count": 368, "p50_us": 41, "p90_us": 180, "p99_us": 2200,
                                 "max_us": 5100},

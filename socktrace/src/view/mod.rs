@@ -1,7 +1,9 @@
 //! What a user sees. Views know listeners, never maps.
 
 pub mod column;
+pub mod event;
 pub mod json;
+pub mod story;
 pub mod table;
 
 use std::borrow::Cow;
@@ -41,7 +43,8 @@ pub(crate) fn sample_container() -> crate::model::Container {
 #[cfg(test)]
 pub(crate) fn sample() -> crate::model::Listener {
     use crate::model::{
-        Belongs, Drops, Family, Id, Listener, Owner, Queue, SynRule, Times, Totals, Transport,
+        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SynRule, Times, Totals,
+        Transport,
     };
     use std::time::{Duration, SystemTime};
 
@@ -50,8 +53,9 @@ pub(crate) fn sample() -> crate::model::Listener {
         id: Id::Cookie { netns: 4_026_531_840, cookie: 5121 },
         family: Family::Ipv4,
         transport: Some(Transport::Tcp),
-        address: [0, 0, 0, 0].into(),
+        address: Some([0, 0, 0, 0].into()),
         port: Some(8080),
+        path: None,
         inode: Some(41231),
         interface: None,
         reuseport: Some(false),
@@ -61,6 +65,8 @@ pub(crate) fn sample() -> crate::model::Listener {
             Owner { pid: 812, comm: "nginx".into(), fd: 6 },
             Owner { pid: 813, comm: "nginx".into(), fd: 6 },
         ],
+        opener: Some(Process { pid: 811, comm: Some("nginx".into()) }),
+        acceptors: vec![Process { pid: 812, comm: Some("nginx".into()) }],
         cgroup: Some("/system.slice/nginx.service".into()),
         belongs: Belongs {
             exe: Some("/usr/sbin/nginx".into()),
@@ -100,6 +106,8 @@ pub(crate) fn sample() -> crate::model::Listener {
             fastopen_established: Some(0),
             fastopen_queue_full: Some(0),
             lost_on_close: Some(0),
+            connects_waited: None,
+            connects_refused: None,
             migrated_out: Some(0),
             migrated_in: None,
         },

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn the_normal_table() {
         let mut other = crate::view::sample();
-        other.address = "::1".parse().unwrap();
+        other.address = Some("::1".parse().unwrap());
         other.port = None;
         other.accept.peak = None;
         other.syn = Queue::default();
@@ -151,7 +151,7 @@ LISTENER      ACCQ PEAK LIM  SYNQ PEAK LIM  DROPS  OWNER
     #[test]
     fn normal_rows_fit_80_columns() {
         let mut listener = crate::view::sample();
-        listener.address = [203, 113, 113, 213].into();
+        listener.address = Some([203, 113, 113, 213].into());
         listener.port = Some(65535);
         for queue in [&mut listener.accept, &mut listener.syn] {
             (queue.depth, queue.peak, queue.limit) = (Some(4097), Some(4097), Some(4096));

@@ -1,0 +1,705 @@
+//! What programs ask of sockets: `socket`, `bind`, `listen`, `connect`. A call is noted when it begins and
+//! becomes an event when it ends, because only then its result and what the kernel chose are known.
+//!
+//! Nothing here runs unless `socktrace events` asked for it.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::map,
+    maps::LruHashMap,
+};
+use socktrace_common::{
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_MPTCP, IPPROTO_TCP, SOCK_DGRAM, SOCK_SEQPACKET,
+    SOCK_STREAM,
+    event::{
+        EVENT_ABANDONED, EVENT_AT_LISTEN, EVENT_IMPLICIT, EVENT_RELISTEN, EVENT_REQUESTED, Event,
+        UnixName, kind,
+    },
+    tcp_state,
+};
+
+use crate::{
+    account, adopt,
+    events::{self, Caller, caller, describe, emit, emit_unix},
+    filter::{self, wants},
+    layout as at, maps,
+    mem::{self, Mem, Probe, present},
+    snapshot,
+};
+
+/// A call that runs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Call {
+    /// Its socket; 0 while that is not there yet.
+    sk: u64,
+    asked: [u64; 2],
+    /// One of `event::kind`.
+    kind: u32,
+    requested: i32,
+    asked_port: u16,
+    family: u16,
+    socket_type: u16,
+    protocol: u16,
+    /// Set of `EVENT_*` and `CALL_*` bits.
+    flags: u32,
+    _padding: u32,
+}
+
+/// The socket had no port when the call began.
+const CALL_PORTLESS: u32 = 1 << 16;
+/// A connect sent its SYN: its end is seen elsewhere.
+const CALL_SENT: u32 = 1 << 17;
+
+/// Thread to the call that it is in.
+#[map]
+static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(4096, 0);
+
+/// Thread to the AF_UNIX name that its call is about.
+#[map]
+static CALL_NAMES: LruHashMap<u64, UnixName> = LruHashMap::with_max_entries(1024, 0);
+
+/// A connect that waits for its answer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Connecting {
+    since_ns: u64,
+    to: [u64; 2],
+    port: u16,
+    flags: u16,
+    _padding: u32,
+    caller: Caller,
+}
+
+/// By the address of its socket.
+#[map]
+static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(8192, 0);
+
+const SOCK_TYPE_MASK: u64 = 0xf;
+const EINPROGRESS: i32 = 115;
+
+#[inline(always)]
+fn begin(kind: u32, sk: *const u8) -> Call {
+    Call {
+        sk: sk as u64,
+        asked: [0; 2],
+        kind,
+        requested: 0,
+        asked_port: 0,
+        family: 0,
+        socket_type: 0,
+        protocol: 0,
+        flags: 0,
+        _padding: 0,
+    }
+}
+
+#[inline(always)]
+fn note(call: &Call) {
+    // Cannot fail: the map makes room by itself.
+    let _ = CALLS.insert(bpf_get_current_pid_tgid(), call, BPF_ANY.into());
+}
+
+/// The call of this thread, if it is of this kind, which ends with that.
+#[inline(always)]
+fn take(kind: u32) -> Option<Call> {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the entry is this thread's.
+    let call = *unsafe { CALLS.get(thread) }?;
+    if call.kind != kind {
+        return None;
+    }
+    let _ = CALLS.remove(thread);
+    Some(call)
+}
+
+/// `socket()` begins.
+#[inline(always)]
+pub(crate) fn socket(family: u64, socket_type: u64, protocol: u64) {
+    let mut call = begin(kind::SOCKET, core::ptr::null());
+    call.family = family as u16;
+    call.socket_type = (socket_type & SOCK_TYPE_MASK) as u16;
+    call.protocol = protocol as u16;
+    note(&call);
+}
+
+/// A socket was made (`security_socket_post_create`).
+#[inline(always)]
+pub(crate) fn created(socket: *const u8, by_kernel: bool) {
+    if by_kernel {
+        return;
+    }
+    // SAFETY: `Probe` survives any address.
+    if let Some(sk) = unsafe { Probe::read::<*const u8>(socket, at::SOCKET_SK.load()) } {
+        created_as(sk);
+    }
+}
+
+/// The same for a socket that was found by its file descriptor.
+#[inline(always)]
+pub(crate) fn created_as(sk: *const u8) {
+    if let Some(call) = CALLS.get_ptr_mut(bpf_get_current_pid_tgid()) {
+        // SAFETY: the entry is this thread's.
+        unsafe {
+            if (*call).kind == kind::SOCKET {
+                (*call).sk = sk as u64;
+            }
+        }
+    }
+}
+
+/// `socket()` ends: a file descriptor, or why there is none.
+#[inline(always)]
+pub(crate) fn socket_done(result: i32) {
+    let Some(call) = take(kind::SOCKET) else { return };
+    socket_event(&call, result);
+}
+
+#[inline(always)]
+fn socket_event(call: &Call, result: i32) {
+    let inet = call.family == AF_INET || call.family == AF_INET6;
+    let stream = call.socket_type == SOCK_STREAM
+        || call.family == AF_UNIX && call.socket_type == SOCK_SEQPACKET;
+    if !(inet || call.family == AF_UNIX) || !stream {
+        return;
+    }
+    // SAFETY: `Probe` survives any address.
+    let netns = unsafe {
+        if call.sk == 0 { adopt::current_netns() } else { events::netns_of(call.sk as *const u8) }
+    };
+    if !filter::call(call.family, netns) {
+        return;
+    }
+    emit(kind::SOCKET, |event| {
+        if call.sk != 0 && result >= 0 {
+            // SAFETY: the socket was made by this thread.
+            unsafe { describe(event, call.sk as *const u8) };
+        } else {
+            event.protocol = call.protocol;
+            event.netns = netns;
+        }
+        event.family = call.family;
+        event.socket_type = call.socket_type;
+        event.result = result;
+        caller(event);
+    });
+}
+
+/// `bind()` reached its socket. `user`: the address is the caller's own copy.
+#[inline(always)]
+pub(crate) fn bind(sk: *const u8, address: *const u8, len: u32, user: bool) {
+    let mut call = begin(kind::BIND, sk);
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let Some(family) = Probe::read(sk, at::SK_FAMILY.load()) else { return };
+        let Some(socket_type) = Probe::read(sk, at::SK_TYPE.load()) else { return };
+        call.family = family;
+        call.socket_type = socket_type;
+        if family == AF_UNIX {
+            if socket_type == SOCK_DGRAM {
+                return;
+            }
+            name(address, len, user);
+        } else if family == AF_INET || family == AF_INET6 {
+            sockaddr(&mut call, address, user);
+        } else {
+            return;
+        }
+    }
+    note(&call);
+}
+
+/// Reads a `struct sockaddr_in` or `struct sockaddr_in6`.
+#[inline(always)]
+unsafe fn sockaddr(call: &mut Call, from: *const u8, user: bool) {
+    const PORT: usize = 2;
+    const ADDRESS: usize = 4;
+    const ADDRESS6: usize = 8;
+    // SAFETY: any address will do.
+    unsafe {
+        let Some(family) = mem::read_from::<u16>(from, user) else { return };
+        let port = mem::read_from::<u16>(from.wrapping_add(PORT), user);
+        call.asked_port = u16::from_be(port.unwrap_or(0));
+        if family == AF_INET6 {
+            if let Some(address) = mem::read_from(from.wrapping_add(ADDRESS6), user) {
+                call.asked = address;
+            }
+        } else if let Some(address) = mem::read_from::<u32>(from.wrapping_add(ADDRESS), user) {
+            call.asked[0] = address.into();
+            // IPv4 asked of an IPv6 socket.
+            if call.family == AF_INET6 {
+                call.asked = [0, (u64::from(address) << 32) | 0xffff_0000];
+            }
+        }
+    }
+}
+
+/// Keeps an AF_UNIX name until the call ends.
+#[inline(always)]
+unsafe fn name(address: *const u8, len: u32, user: bool) {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: any address will do.
+    if let Some(name) = unsafe { events::sockaddr_un(address, len, user) } {
+        let _ = CALL_NAMES.insert(thread, name, BPF_ANY.into());
+    } else {
+        let _ = CALL_NAMES.remove(thread);
+    }
+}
+
+/// `bind()` ends.
+#[inline(always)]
+pub(crate) fn bind_done(result: i32) {
+    let Some(call) = take(kind::BIND) else { return };
+    let sk = call.sk as *const u8;
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if !filter::call(call.family, events::netns_of(sk)) {
+            return;
+        }
+        if call.family == AF_UNIX {
+            unix_event(kind::BIND, sk, result);
+            return;
+        }
+        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        if !filter::ports(call.asked_port, port) {
+            return;
+        }
+        emit(kind::BIND, |event| {
+            describe(event, sk);
+            event.asked = call.asked;
+            event.asked_port = call.asked_port;
+            event.result = result;
+            ports_of(event, sk);
+            caller(event);
+        });
+    }
+}
+
+/// An event of an AF_UNIX socket that a call of this thread was about.
+#[inline(always)]
+unsafe fn unix_event(kind: u32, sk: *const u8, result: i32) {
+    if !filter::ports(0, 0) {
+        return;
+    }
+    emit_unix(kind, |to| {
+        // SAFETY: the caller holds its socket; the entry is this thread's.
+        unsafe {
+            describe(&mut to.event, sk);
+            if let Some(name) = CALL_NAMES.get(bpf_get_current_pid_tgid()) {
+                to.name = *name;
+            }
+        }
+        to.event.result = result;
+        caller(&mut to.event);
+    });
+}
+
+/// The ports that the kernel may choose for a socket, and those that not everyone may have.
+#[inline(always)]
+unsafe fn ports_of(event: &mut Event, sk: *const u8) {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) else { return };
+        if present(at::NET_UNPRIVILEGED.load()) {
+            event.unprivileged = Probe::read(net, at::NET_UNPRIVILEGED.load()).unwrap_or(0);
+        }
+        // Two numbers under a lock, or one word (6.8 and later).
+        if present(at::NET_PORTS_LOCK.load()) {
+            if let Some(range) = Probe::read::<[u32; 2]>(net, at::NET_PORTS.load()) {
+                event.range = [range[0] as u16, range[1] as u16];
+            }
+        } else if let Some(range) = Probe::read(net, at::NET_PORTS.load()) {
+            event.range = range;
+        }
+        // IP_LOCAL_PORT_RANGE, within the namespace's (`inet_sk_get_local_port_range`).
+        if present(at::INET_PORTS.load())
+            && let Some([low, high]) = Probe::read::<[u16; 2]>(sk, at::INET_PORTS.load())
+        {
+            let [first, last] = event.range;
+            if low >= first && low <= last {
+                event.range[0] = low;
+            }
+            if high != 0 && high >= first && high <= last {
+                event.range[1] = high;
+            }
+        }
+    }
+}
+
+/// `listen()` reached its socket.
+#[inline(always)]
+pub(crate) fn listen_asked(sk: *const u8) {
+    if !wants(kind::LISTEN) && !wants(kind::BIND) {
+        return;
+    }
+    let mut call = begin(kind::LISTEN, sk);
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        call.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        if Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::LISTEN) {
+            call.flags |= u32::from(EVENT_RELISTEN);
+        }
+        if call.family != AF_UNIX && Probe::read::<u16>(sk, at::SK_NUM.load()) == Some(0) {
+            call.flags |= CALL_PORTLESS;
+        }
+    }
+    // SAFETY: the entry is this thread's.
+    if let Some(backlog) = unsafe { maps::REQUESTED.get(bpf_get_current_pid_tgid()) } {
+        call.requested = *backlog;
+        call.flags |= u32::from(EVENT_REQUESTED);
+    }
+    note(&call);
+}
+
+/// `listen()` ends.
+#[inline(always)]
+pub(crate) fn listen_done(result: i32) {
+    let Some(call) = take(kind::LISTEN) else { return };
+    let sk = call.sk as *const u8;
+    let inet = call.family == AF_INET || call.family == AF_INET6;
+    if !(inet || call.family == AF_UNIX) {
+        return;
+    }
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if !filter::call(call.family, events::netns_of(sk)) {
+            return;
+        }
+        let port = if inet { Probe::read(sk, at::SK_NUM.load()).unwrap_or(0) } else { 0 };
+        if !filter::ports(port, 0) {
+            return;
+        }
+        if call.flags & CALL_PORTLESS != 0 && result == 0 && wants(kind::BIND) {
+            emit(kind::BIND, |event| {
+                describe(event, sk);
+                event.flags |= EVENT_IMPLICIT | EVENT_AT_LISTEN;
+                ports_of(event, sk);
+                caller(event);
+            });
+        }
+        if !wants(kind::LISTEN) {
+            return;
+        }
+        let listener = adopt::listening(sk).unwrap_or(sk);
+        emit(kind::LISTEN, |event| {
+            if let Some(index) = maps::slot_of(listener)
+                && let Some(slot) = maps::SLOTS.get(index)
+            {
+                events::listener(event, index, slot);
+            }
+            describe(event, sk);
+            event.flags |= call.flags as u8;
+            event.requested = call.requested;
+            event.result = result;
+            if let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) {
+                event.somaxconn = Probe::read(net, at::NET_SOMAXCONN.load()).unwrap_or(0);
+            }
+            caller(event);
+        });
+    }
+}
+
+/// `connect()` of a TCP socket reached its protocol. For an IPv4 address in IPv6 clothes the kernel comes by
+/// here twice.
+#[inline(always)]
+pub(crate) fn connect(sk: *const u8, address: *const u8, user: bool) {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+        if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
+            return;
+        }
+        if let Some(call) = CALLS.get(bpf_get_current_pid_tgid())
+            && call.kind == kind::CONNECT
+            && call.sk == sk as u64
+            && !user
+        {
+            return;
+        }
+        let mut call = begin(kind::CONNECT, sk);
+        call.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        sockaddr(&mut call, address, user);
+        note(&call);
+    }
+}
+
+/// The kernel is about to choose the port of a socket that connects, if it has none.
+#[inline(always)]
+pub(crate) fn choose_port(sk: *const u8) {
+    if let Some(call) = CALLS.get_ptr_mut(bpf_get_current_pid_tgid())
+        // SAFETY: `Probe` survives any address; the entry is this thread's.
+        && unsafe { Probe::read::<u16>(sk, at::SK_NUM.load()) } == Some(0)
+    {
+        // SAFETY: as above.
+        unsafe {
+            if (*call).kind == kind::CONNECT {
+                (*call).flags |= CALL_PORTLESS;
+            }
+        }
+    }
+}
+
+/// The connect of this thread has sent its SYN, or failed to.
+#[inline(always)]
+pub(crate) fn connect_sent(result: i32) {
+    let Some(call) = take(kind::CONNECT) else { return };
+    let sk = call.sk as *const u8;
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if !wanted(&call, sk) {
+            return;
+        }
+        if call.flags & CALL_PORTLESS != 0 {
+            implicit_bind(&call, sk, result);
+        }
+        if !wants(kind::CONNECT) {
+            return;
+        }
+        if result == 0 {
+            wait_for_answer(&call, sk);
+        } else {
+            emit(kind::CONNECT, |event| {
+                describe(event, sk);
+                connect_fields(event, &call);
+                event.result = result;
+                caller(event);
+            });
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn wanted(call: &Call, sk: *const u8) -> bool {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let port = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        filter::call(call.family, events::netns_of(sk)) && filter::ports(port, call.asked_port)
+    }
+}
+
+/// Where a connect goes: when it failed, the socket knows no more.
+#[inline(always)]
+fn connect_fields(event: &mut Event, call: &Call) {
+    event.peer = call.asked;
+    event.peer_port = call.asked_port;
+    if call.flags & CALL_PORTLESS != 0 {
+        event.flags |= EVENT_IMPLICIT;
+    }
+}
+
+/// The kernel chose the port, or found none.
+#[inline(always)]
+unsafe fn implicit_bind(call: &Call, sk: *const u8, result: i32) {
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        // It may fail for other reasons before or after.
+        if !wants(kind::BIND) || port == 0 && result != -EADDRNOTAVAIL {
+            return;
+        }
+        emit(kind::BIND, |event| {
+            describe(event, sk);
+            connect_fields(event, call);
+            if port == 0 {
+                event.result = result;
+            }
+            ports_of(event, sk);
+            caller(event);
+        });
+    }
+}
+
+const EADDRNOTAVAIL: i32 = 99;
+
+/// Keeps a connect until it is answered.
+#[inline(always)]
+unsafe fn wait_for_answer(call: &Call, sk: *const u8) {
+    let implicit = call.flags & CALL_PORTLESS != 0;
+    let connecting = Connecting {
+        // SAFETY: a plain helper call.
+        since_ns: unsafe { bpf_ktime_get_ns() },
+        to: call.asked,
+        port: call.asked_port,
+        flags: if implicit { EVENT_IMPLICIT.into() } else { 0 },
+        _padding: 0,
+        caller: Caller::current(),
+    };
+    let _ = CONNECTING.insert(sk as u64, connecting, BPF_ANY.into());
+}
+
+/// A connect was answered: its socket left SYN_SENT.
+#[inline(always)]
+pub(crate) fn answered(sk: *const u8, state: u8) {
+    if !wants(kind::CONNECT) || (state != tcp_state::ESTABLISHED && state != tcp_state::CLOSE) {
+        return;
+    }
+    // SAFETY: the value is read at once.
+    let Some(began) = (unsafe { CONNECTING.get(sk as u64) }) else { return };
+    // SAFETY: `Probe` survives any address.
+    let error: i32 = unsafe { Probe::read(sk, at::SK_ERR.load()) }.unwrap_or(0);
+    let thread = bpf_get_current_pid_tgid();
+    if state == tcp_state::CLOSE && error == 0 {
+        // A connect that fails before it is sent ends with its call, which knows why.
+        // SAFETY: the entry is this thread's.
+        if let Some(call) = unsafe { CALLS.get(thread) }
+            && call.kind == kind::CONNECT
+            && call.sk == sk as u64
+        {
+            return;
+        }
+    }
+    emit(kind::CONNECT, |event| {
+        // SAFETY: the socket is changing its state.
+        unsafe { describe(event, sk) };
+        event.peer = began.to;
+        event.peer_port = began.port;
+        event.flags |= began.flags as u8;
+        event.state = state;
+        began.caller.tell(event);
+        let took = event.time_ns.saturating_sub(began.since_ns);
+        events::timed(event, took);
+        if state == tcp_state::CLOSE {
+            event.result = -error;
+            if error == 0 {
+                event.flags |= EVENT_ABANDONED;
+            }
+        }
+    });
+    let _ = CONNECTING.remove(sk as u64);
+}
+
+/// Tracepoint backend: a socket sends its SYN, within `connect()`.
+#[inline(always)]
+pub(crate) fn sends_syn(sk: *const u8) {
+    choose_port(sk);
+    let thread = bpf_get_current_pid_tgid();
+    let Some(call) = CALLS.get_ptr_mut(thread) else { return };
+    // SAFETY: the entry is this thread's; `Probe` survives any address.
+    unsafe {
+        if (*call).kind != kind::CONNECT || (*call).sk != sk as u64 {
+            return;
+        }
+        (*call).flags |= CALL_SENT;
+        if wants(kind::CONNECT) && wanted(&*call, sk) {
+            wait_for_answer(&*call, sk);
+        }
+    }
+}
+
+/// Tracepoint backend: `connect()` ends.
+#[inline(always)]
+pub(crate) fn connect_done(result: i32) {
+    let Some(call) = take(kind::CONNECT) else { return };
+    let sk = call.sk as *const u8;
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if !wanted(&call, sk) {
+            return;
+        }
+        if call.flags & CALL_PORTLESS != 0 {
+            implicit_bind(&call, sk, result);
+        }
+        // SAFETY: nothing is read through the reference.
+        let waits = CONNECTING.get(sk as u64).is_some();
+        let sent = call.flags & CALL_SENT != 0;
+        // Answered already, or to be answered yet.
+        if !wants(kind::CONNECT) || result == 0 || result == -EINPROGRESS || sent && !waits {
+            return;
+        }
+        // Interrupted: the answer may still come.
+        if sent && Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::SYN_SENT) {
+            return;
+        }
+        let _ = CONNECTING.remove(sk as u64);
+        emit(kind::CONNECT, |event| {
+            describe(event, sk);
+            connect_fields(event, &call);
+            event.result = result;
+            caller(event);
+        });
+    }
+}
+
+/// `connect()` of an AF_UNIX stream socket begins.
+#[inline(always)]
+pub(crate) fn unix_connect(sk: *const u8, address: *const u8, len: u32, user: bool) {
+    // SAFETY: any address will do.
+    unsafe { name(address, len, user) };
+    let mut call = begin(kind::CONNECT, sk);
+    call.family = AF_UNIX;
+    note(&call);
+}
+
+/// `connect()` of an AF_UNIX stream socket ends.
+#[inline(always)]
+pub(crate) fn unix_connect_done(result: i32) {
+    let Some(call) = take(kind::CONNECT) else { return };
+    let sk = call.sk as *const u8;
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if filter::call(call.family, events::netns_of(sk)) {
+            unix_event(kind::CONNECT, sk, result);
+        }
+    }
+}
+
+/// `accept()` gave out a connection: its file's inode is the new socket's.
+#[inline(always)]
+pub(crate) fn accepted(slot: u32, child: *const u8, inode: u64, waited_ns: u64) {
+    events::by_caller(kind::ACCEPT, slot, |event| {
+        // SAFETY: the connection has just been accepted.
+        unsafe {
+            events::peer_of(event, child);
+            event.cookie = Probe::read(child, at::SK_COOKIE.load()).unwrap_or(0);
+        }
+        event.inode = inode;
+        events::timed(event, waited_ns);
+    });
+}
+
+/// Tracepoint backend: `accept()` on a listener begins.
+#[inline(always)]
+pub(crate) fn accept(sk: *const u8) {
+    note(&begin(kind::ACCEPT, sk));
+}
+
+/// Tracepoint backend: `accept()` has returned a connection.
+#[inline(always)]
+pub(crate) fn accept_done(sk: *const u8) {
+    let Some(call) = take(kind::ACCEPT) else { return };
+    let Some(slot) = maps::slot_of(call.sk as *const u8) else { return };
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        let Some(child) = first_subflow(sk) else { return };
+        let inode = snapshot::inode_of(sk).unwrap_or(0);
+        let family: u16 = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        let mut waited = events::UNTIMED;
+        if family != AF_UNIX
+            && let Some(since) = account::waiting_since(child)
+        {
+            waited = bpf_ktime_get_ns().saturating_sub(since);
+        }
+        accepted(slot, child, inode, waited);
+    }
+}
+
+/// What was queued for an MPTCP connection is its first subflow; every other socket is itself.
+#[inline(always)]
+pub(crate) unsafe fn first_subflow(sk: *const u8) -> Option<*const u8> {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load())?;
+        if protocol != IPPROTO_MPTCP || !present(at::MPTCP_FIRST.load()) {
+            return Some(sk);
+        }
+        Probe::read(sk, at::MPTCP_FIRST.load())
+    }
+}
+
+/// Inode of the file of a `struct socket`.
+#[inline(always)]
+pub(crate) fn inode_of(socket: *const u8) -> u64 {
+    // SAFETY: `Probe` survives any address.
+    unsafe { snapshot::inode_of_socket(socket) }.unwrap_or(0)
+}

@@ -1,0 +1,203 @@
+//! What an event does not say by itself: whose control group it was, who holds the port that was wanted, how
+//! full the range of ports is. Asked of the host, seldom enough that it does not matter.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::errno::Errno;
+use socktrace_common::IPPROTO_UDP;
+
+use super::proc;
+use crate::{
+    event::{Conflict, End, Event, Outcome, SocketKind, What, state},
+    host::{self, CgroupIds, Host},
+    model::Family,
+};
+
+/// An answer about a port or a range is believed this long.
+const FRESH: Duration = Duration::from_secs(1);
+/// Answers that are kept.
+const MOST_ANSWERS: usize = 1024;
+/// Asking may take one part in so many of the time.
+const SHARE: u32 = 20;
+/// Holders of a port that an event names.
+const MOST_HOLDERS: usize = 8;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct RangeKey {
+    netns: u32,
+    low: u16,
+    high: u16,
+    from: Option<IpAddr>,
+    to: Option<(IpAddr, u16)>,
+}
+
+pub(super) struct Resolver {
+    cgroups: CgroupIds,
+    ranges: HashMap<RangeKey, (Instant, (u32, u32))>,
+    began: Instant,
+    spent: Duration,
+}
+
+impl Resolver {
+    pub(super) fn new() -> Self {
+        Self {
+            cgroups: CgroupIds::new(Path::new("/sys")),
+            ranges: HashMap::new(),
+            began: Instant::now(),
+            spent: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn complete(&mut self, event: &mut Event, host: &mut Host) {
+        if let Some(caller) = &mut event.caller {
+            let path = self.cgroups.path(caller.cgroup_id, Instant::now());
+            caller.cgroup = path.map(str::to_owned);
+        }
+        let Some(netns) = event.netns else { return };
+        let Some(socket) = event.socket.clone() else { return };
+        if socket.family == Family::Unix {
+            return;
+        }
+        let What::Bind { asked, outcome, conflict, range, destination, at_listen, .. } =
+            &mut event.what
+        else {
+            return;
+        };
+        let port = asked.port.filter(|&port| port != 0);
+        if outcome.is(Errno::EADDRINUSE)
+            && let Some(port) = port
+        {
+            let udp = socket.kind == SocketKind::Datagram || socket.protocol == IPPROTO_UDP;
+            *conflict = self.holders(host, netns, udp, port, asked);
+        }
+        if let Some(range) = range
+            && !*at_listen
+            && let Some(to) = destination
+        {
+            let key = RangeKey {
+                netns,
+                low: range.low,
+                high: range.high,
+                from: socket.local.address.filter(|address| !address.is_unspecified()),
+                to: to.address.zip(to.port),
+            };
+            if let Some((in_use, time_wait)) = self.usage(host, key, *outcome) {
+                (range.in_use, range.time_wait) = (Some(in_use), Some(time_wait));
+            }
+        }
+    }
+
+    /// Whether there is time left to ask the host something that takes long.
+    fn may_ask(&self) -> bool {
+        self.spent * SHARE < self.began.elapsed() + FRESH
+    }
+
+    fn holders(
+        &mut self,
+        host: &mut Host,
+        netns: u32,
+        udp: bool,
+        port: u16,
+        asked: &End,
+    ) -> Option<Vec<Conflict>> {
+        const TCP: u8 = 6;
+        const UDP: u8 = 17;
+        if !self.may_ask() {
+            return None;
+        }
+        let began = Instant::now();
+        let path = find(host, netns)?;
+        let found = host::holders(&path, if udp { UDP } else { TCP }, port).ok()?;
+        let mut conflicts: Vec<Conflict> = Vec::new();
+        for holder in found.iter().filter(|holder| overlap(holder.address, asked.address)) {
+            if conflicts.len() == MOST_HOLDERS {
+                break;
+            }
+            if holder.inode != 0 && host.owners.of(holder.inode).is_empty() {
+                host.owners.read(proc());
+            }
+            conflicts.push(Conflict {
+                address: holder.address,
+                port: holder.port,
+                state: state(holder.state),
+                inode: (holder.inode != 0).then_some(holder.inode),
+                owners: host.owners.of(holder.inode).to_vec(),
+            });
+        }
+        self.spent += began.elapsed();
+        // What stands in the way of a bind is not always listed by older kernels.
+        (!conflicts.is_empty()).then_some(conflicts)
+    }
+
+    /// How many ports of a range are taken, and how many of them only by TIME_WAIT. An older answer will do
+    /// unless the range turned out to be full.
+    fn usage(&mut self, host: &mut Host, key: RangeKey, outcome: Outcome) -> Option<(u32, u32)> {
+        let now = Instant::now();
+        if let Some((when, answer)) = self.ranges.get(&key)
+            && now.duration_since(*when) < FRESH
+            && !outcome.failed()
+        {
+            return Some(*answer);
+        }
+        if !self.may_ask() {
+            return None;
+        }
+        let path = find(host, key.netns)?;
+        let usage = host::range_use(&path, key.low, key.high, key.to, key.from).ok()?;
+        self.spent += now.elapsed();
+        if self.ranges.len() >= MOST_ANSWERS {
+            self.ranges.retain(|_, (when, _)| now.duration_since(*when) < FRESH);
+        }
+        let answer = (usage.in_use, usage.time_wait);
+        if self.ranges.len() < MOST_ANSWERS {
+            self.ranges.insert(key, (now, answer));
+        }
+        Some(answer)
+    }
+}
+
+/// A way into a network namespace.
+fn find(host: &mut Host, inode: u32) -> Option<host::NetnsPath> {
+    let known = |host: &Host| host.netns.iter().find(|netns| netns.inode == inode).cloned();
+    let there = |path: &host::NetnsPath| path.path.exists();
+    if let Some(path) = known(host).filter(there) {
+        return Some(path);
+    }
+    host.netns = host::reachable(proc());
+    known(host)
+}
+
+/// Whether sockets at two addresses get in each other's way.
+fn overlap(held: IpAddr, asked: Option<IpAddr>) -> bool {
+    let Some(asked) = asked else { return true };
+    let any = held.is_unspecified() || asked.is_unspecified();
+    any || held.to_canonical() == asked.to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_overlap() {
+        let check = |held: &str, asked: &str, expect| {
+            assert_eq!(
+                overlap(held.parse().unwrap(), asked.parse().ok()),
+                expect,
+                "{held} {asked}"
+            );
+        };
+        check("127.0.0.1", "127.0.0.1", true);
+        check("127.0.0.1", "127.0.0.2", false);
+        check("0.0.0.0", "127.0.0.2", true);
+        check("127.0.0.1", "0.0.0.0", true);
+        check("::ffff:127.0.0.1", "127.0.0.1", true);
+        check("::", "127.0.0.1", true);
+        check("::1", "127.0.0.1", false);
+    }
+}
