@@ -331,6 +331,10 @@ pub const SNAPSHOT_BATCH: u32 = 8;
 pub const WALK_BATCH: u32 = 64;
 /// File descriptors that one run of the `scan_fds` program looks at.
 pub const FD_BATCH: u32 = 16;
+/// Words that `scan_port` leaves for each file descriptor: inode, two of the address as it lies in memory, family and
+/// state (`family << 8 | state`). All are 0 for a descriptor of something else.
+pub const HOLDER_WORDS: u32 = 4;
+const _: () = assert!(FD_BATCH * HOLDER_WORDS <= WALK_BATCH);
 /// Waiting connections that one run of the `adopt_queue` program takes in.
 pub const QUEUE_BATCH: u32 = 32;
 /// Slots that one run of the `fill_free` program makes free.

@@ -8,13 +8,14 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    AF_UNIX, FD_BATCH, IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH, tcp_state,
+    AF_INET6, AF_UNIX, FD_BATCH, HOLDER_WORDS, IPPROTO_MPTCP, IPPROTO_TCP, TaskEntry, WALK_BATCH,
+    tcp_state,
 };
 
 use crate::{
-    layout as at, listener, maps,
+    events, layout as at, listener, maps,
     mem::{Mem, Probe, present},
-    unix,
+    snapshot, unix,
 };
 
 /// Visits the next [`WALK_BATCH`] processes from the task `arg(0)` on; 0 begins at the caller.
@@ -63,7 +64,28 @@ pub(crate) fn scan_fds(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn scan(task: *const u8, tgid: u64, first: u64) -> Option<u32> {
-    // SAFETY: `Probe` survives any address.
+    // SAFETY: `Probe` survives any address; array elements live as long as the map.
+    unsafe {
+        look(task, tgid, first, |bit, sk| {
+            let entry = maps::TASKS.get_ptr_mut(bit)?;
+            if let Some(sk) = listening(sk) {
+                (*entry).task = sk as u64;
+            }
+            Some(())
+        })
+    }
+}
+
+/// Hands the sockets among the [`FD_BATCH`] file descriptors from `first` on to `each`, with their number
+/// from there; the words in `TASKS` are 0 before. Returns the size of the table of descriptors.
+#[inline(always)]
+unsafe fn look(
+    task: *const u8,
+    tgid: u64,
+    first: u64,
+    each: impl Fn(u32, *const u8) -> Option<()>,
+) -> Option<u32> {
+    // SAFETY: `Probe` survives any address; array elements live as long as the map.
     unsafe {
         if u64::from(Probe::read::<u32>(task, at::TASK_TGID.load())?) != tgid {
             return None;
@@ -73,19 +95,72 @@ unsafe fn scan(task: *const u8, tgid: u64, first: u64) -> Option<u32> {
         if first >= u64::from(size) {
             return Some(size);
         }
+        for index in 0..WALK_BATCH {
+            put(index, 0);
+        }
         let open: *const u8 = Probe::read(fdt, at::FDT_OPEN.load())?;
         let open: u16 = Probe::read(open.wrapping_add(first as usize / 8), 0)?;
         for bit in 0..FD_BATCH {
-            let Some(entry) = maps::TASKS.get_ptr_mut(bit) else { return None };
-            (*entry).task = 0;
             if open >> bit & 1 == 1
                 && let Some(sk) = socket_at(fdt, first + u64::from(bit))
-                && let Some(sk) = listening(sk)
             {
-                (*entry).task = sk as u64;
+                each(bit, sk)?;
             }
         }
         Some(size)
+    }
+}
+
+/// Looks for sockets that hold a port among the [`FD_BATCH`] file descriptors from `arg(2)` on, of task
+/// `arg(0)`, thread group `arg(1)`: of the namespace `arg(3)`, with the protocol and port `arg(4)`. Leaves what it
+/// finds in `TASKS`, see [`HOLDER_WORDS`]. Answers the size of its table of descriptors, 0 when it is gone.
+#[raw_tracepoint]
+pub(crate) fn scan_port(ctx: RawTracePointContext) -> i32 {
+    let wanted = (ctx.arg::<u64>(3) as u32, ctx.arg::<u64>(4) as u32);
+    // SAFETY: `Probe` survives any address.
+    let size = unsafe {
+        look(ctx.arg::<u64>(0) as *const u8, ctx.arg(1), ctx.arg(2), |bit, sk| {
+            holder(bit, sk, wanted);
+            Some(())
+        })
+    };
+    maps::answer(size.unwrap_or(0));
+    0
+}
+
+/// Writes down a socket, if it is in this namespace and has this protocol and port.
+#[inline(always)]
+unsafe fn holder(bit: u32, sk: *const u8, (netns, protocol_port): (u32, u32)) {
+    // SAFETY: `Probe` survives any address; array elements live as long as the map.
+    unsafe {
+        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+        if u32::from(protocol) << 16 | u32::from(port) != protocol_port {
+            return;
+        }
+        if events::netns_of(sk) != netns {
+            return;
+        }
+        let family: u16 = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        let state: u8 = Probe::read(sk, at::SK_STATE.load()).unwrap_or(0);
+        let address: u32 = Probe::read(sk, at::SK_RCV_SADDR.load()).unwrap_or(0);
+        let mut words = [u64::from(address), 0];
+        if family == AF_INET6 && present(at::SK_V6_RCV_SADDR.load()) {
+            words = Probe::read(sk, at::SK_V6_RCV_SADDR.load()).unwrap_or([0; 2]);
+        }
+        let inode = snapshot::inode_of(sk).unwrap_or(0);
+        put(bit * HOLDER_WORDS, inode);
+        put(bit * HOLDER_WORDS + 1, words[0]);
+        put(bit * HOLDER_WORDS + 2, words[1]);
+        put(bit * HOLDER_WORDS + 3, u64::from(family) << 8 | u64::from(state));
+    }
+}
+
+#[inline(always)]
+unsafe fn put(index: u32, word: u64) {
+    if let Some(entry) = maps::TASKS.get_ptr_mut(index) {
+        // SAFETY: array elements live as long as the map.
+        unsafe { (*entry).task = word };
     }
 }
 

@@ -362,7 +362,8 @@ fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
     (known && fits).then_some(slot.requested)
 }
 
-fn family(number: u16) -> Family {
+/// An address family by the kernel's number.
+pub(crate) fn family(number: u16) -> Family {
     match number {
         AF_INET6 => Family::Ipv6,
         AF_UNIX => Family::Unix,

@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
-use socktrace_common::{FD_BATCH, QUEUE_BATCH, TaskEntry, WALK_BATCH, control};
+use socktrace_common::{FD_BATCH, HOLDER_WORDS, QUEUE_BATCH, TaskEntry, WALK_BATCH, control};
 
 use super::{object, shared::Shared};
 use crate::error::{Error, Result};
@@ -82,6 +82,54 @@ pub(super) fn scan(ebpf: &mut Ebpf, answers: &Answers<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A socket that holds a port, and the file descriptor by which a process holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct PortHolder {
+    pub pid: u32,
+    pub fd: u32,
+    pub inode: u64,
+    pub family: u16,
+    pub state: u8,
+    pub address: [u64; 2],
+}
+
+/// Looks through the file descriptors of every process for sockets that hold a port; `most` are enough.
+pub(super) fn port_holders(
+    ebpf: &mut Ebpf,
+    answers: &Answers<'_>,
+    netns: u32,
+    protocol: u16,
+    port: u16,
+    most: usize,
+) -> Result<Vec<PortHolder>> {
+    let wanted = u64::from(protocol) << 16 | u64::from(port);
+    let mut found = Vec::new();
+    for TaskEntry { task, tgid, .. } in answers.processes(ebpf)? {
+        let mut first = 0;
+        let mut size = 1;
+        while first < size && found.len() < most {
+            let args = [task, tgid.into(), first.into(), netns.into(), wanted];
+            size = answers.ask(ebpf, "scan_port", &args)?;
+            for bit in (0..FD_BATCH).take_while(|_| first < size) {
+                let word = |index| answers.tasks.read(bit * HOLDER_WORDS + index).task;
+                let kind = word(3);
+                if kind != 0 {
+                    found.push(PortHolder {
+                        pid: tgid,
+                        fd: first + bit,
+                        inode: word(0),
+                        family: u16::try_from(kind >> 8).unwrap_or(0),
+                        state: (kind & 0xff) as u8,
+                        address: [word(1), word(2)],
+                    });
+                }
+            }
+            first += FD_BATCH;
+        }
+    }
+    Ok(found)
 }
 
 /// Takes in the connections that wait in the accept queue of a slot's listener.

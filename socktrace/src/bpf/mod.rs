@@ -12,6 +12,7 @@ mod times;
 mod tracer;
 mod wanted;
 
+pub use adopt::PortHolder;
 pub use backend::Backend;
 pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};

@@ -20,7 +20,7 @@ use socktrace_common::{
 };
 
 use super::{
-    adopt::{self, Answers},
+    adopt::{self, Answers, PortHolder},
     backend::{Backend, UNIX_COUNTS},
     log,
     object::{self, Attempt, KernelBtf, MOST_WAITING, Options},
@@ -264,6 +264,7 @@ impl Tracer {
             "walk_tasks",
             "scan_fds",
             "adopt_sk",
+            "scan_port",
             "adopt_queue",
             "identify",
             "note_counters",
@@ -417,6 +418,18 @@ impl Tracer {
             }
         }
         Ok(())
+    }
+
+    /// Sockets that hold a port, the ones that `sock_diag` cannot list too.
+    pub fn port_holders(
+        &mut self,
+        netns: u32,
+        protocol: u16,
+        port: u16,
+        most: usize,
+    ) -> Result<Vec<PortHolder>> {
+        let answers = Answers { control: &self.control, tasks: &self.tasks };
+        adopt::port_holders(&mut self.ebpf, &answers, netns, protocol, port, most)
     }
 
     /// Tells namespaces from dead ones that had the same inode number: a random number of each by
@@ -576,6 +589,12 @@ impl Tracer {
     fn sees_unix(&self) -> bool {
         let known = |backend: Backend| backend != Backend::Tracepoint;
         self.backend.is_some_and(known) && !self.attempt.lacks(UNIX_COUNTS)
+    }
+
+    /// Whether AF_UNIX listeners begin without being seen.
+    #[must_use]
+    pub fn misses_unix(&self) -> bool {
+        self.backend.is_some() && !self.sees_unix()
     }
 
     fn tracked(

@@ -52,7 +52,7 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
         signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
-    let mut stream = Stream::start(args, printer)?;
+    let mut stream = Stream::start(args, &printer)?;
     let log = bpf::drain_log(stream.watch.tracer.take_log());
     tokio::pin!(log);
     let mut drain = interval_at(tokio::time::Instant::now() + DRAIN, DRAIN);
@@ -98,7 +98,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn start(args: &EventsArgs, printer: Printer) -> Result<Self> {
+    fn start(args: &EventsArgs, printer: &Printer) -> Result<Self> {
         let filter = printer.filter().clone();
         let json = printer.is_json();
         let watch = Watch::start(&WatchArgs {
@@ -127,6 +127,7 @@ impl Stream {
             stream.lines.push(view::event::HEADER.to_owned());
         }
         stream.learn()?;
+        stream.watch.announce();
         Ok(stream)
     }
 
@@ -187,7 +188,8 @@ impl Stream {
                 *lost_on_close = lost;
             }
         }
-        self.resolver.complete(&mut event, &mut self.watch.host);
+        let Watch { host, tracer, .. } = &mut self.watch;
+        self.resolver.complete(&mut event, host, tracer);
         self.print(&event)
     }
 
@@ -331,16 +333,4 @@ fn refuse_or_say(args: &EventsArgs, watch: &Watch) -> Result<()> {
         say!("socktrace: not shown with {backend}:{}", list(&missing));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_leave_room_for_signals() {
-        // A batch of the largest records fits into the ring buffer several times.
-        assert!(BATCH * 176 > 1 << 20);
-        assert!(INTERVAL > DRAIN * 10);
-    }
 }

@@ -146,13 +146,12 @@ fn limits(host: &Host) -> Vec<String> {
     let privileges = Privileges::own();
     let mut missing = Vec::new();
     if !host.unreachable.is_empty() {
-        let what = host.unreachable.len();
-        let why = if privileges.can_enter_netns() {
-            host.unreachable.join("; ")
+        missing.push(if privileges.can_enter_netns() {
+            format!("what sock_diag did not list ({})", host.unreachable.join("; "))
         } else {
-            "needs CAP_SYS_ADMIN: try sudo".to_owned()
-        };
-        missing.push(format!("listeners of {what} other network namespaces ({why})"));
+            let what = host.unreachable.len();
+            format!("listeners of {what} other network namespaces (needs CAP_SYS_ADMIN: try sudo)")
+        });
     }
     if host.owners.unreadable > 0 && !privileges.can_see_processes() {
         missing.push(format!(

@@ -9,10 +9,12 @@ use std::{
 };
 
 use nix::errno::Errno;
-use socktrace_common::IPPROTO_UDP;
+use socktrace_common::{IPPROTO_TCP, IPPROTO_UDP};
 
 use super::proc;
 use crate::{
+    bpf::Tracer,
+    engine::{address, bytes, family},
     event::{Conflict, End, Event, Outcome, SocketKind, What, state},
     host::{self, CgroupIds, Host},
     model::Family,
@@ -53,7 +55,7 @@ impl Resolver {
         }
     }
 
-    pub(super) fn complete(&mut self, event: &mut Event, host: &mut Host) {
+    pub(super) fn complete(&mut self, event: &mut Event, host: &mut Host, tracer: &mut Tracer) {
         if let Some(caller) = &mut event.caller {
             let path = self.cgroups.path(caller.cgroup_id, Instant::now());
             caller.cgroup = path.map(str::to_owned);
@@ -73,7 +75,8 @@ impl Resolver {
             && let Some(port) = port
         {
             let udp = socket.kind == SocketKind::Datagram || socket.protocol == IPPROTO_UDP;
-            *conflict = self.holders(host, netns, udp, port, asked);
+            let protocol = if udp { IPPROTO_UDP } else { IPPROTO_TCP };
+            *conflict = self.holders(host, tracer, (netns, protocol, port), asked);
         }
         if let Some(range) = range
             && !*at_listen
@@ -97,40 +100,65 @@ impl Resolver {
         self.spent * SHARE < self.began.elapsed() + FRESH
     }
 
+    /// Who holds a port. What is only bound, older kernels do not list: it is looked for among the file
+    /// descriptors of all processes.
     fn holders(
         &mut self,
         host: &mut Host,
-        netns: u32,
-        udp: bool,
-        port: u16,
+        tracer: &mut Tracer,
+        (netns, protocol, port): (u32, u16, u16),
         asked: &End,
     ) -> Option<Vec<Conflict>> {
-        const TCP: u8 = 6;
-        const UDP: u8 = 17;
         if !self.may_ask() {
             return None;
         }
         let began = Instant::now();
-        let path = find(host, netns)?;
-        let found = host::holders(&path, if udp { UDP } else { TCP }, port).ok()?;
-        let mut conflicts: Vec<Conflict> = Vec::new();
-        for holder in found.iter().filter(|holder| overlap(holder.address, asked.address)) {
-            if conflicts.len() == MOST_HOLDERS {
-                break;
-            }
-            if holder.inode != 0 && host.owners.of(holder.inode).is_empty() {
-                host.owners.read(proc());
-            }
-            conflicts.push(Conflict {
+        let path = find(host, netns);
+        let listed = path
+            .and_then(|path| host::holders(&path, u8::try_from(protocol).ok()?, port).ok())
+            .unwrap_or_default();
+        let mut conflicts: Vec<Conflict> = listed
+            .iter()
+            .filter(|holder| overlap(holder.address, asked.address))
+            .take(MOST_HOLDERS)
+            .map(|holder| Conflict {
                 address: holder.address,
-                port: holder.port,
+                port,
                 state: state(holder.state),
                 inode: (holder.inode != 0).then_some(holder.inode),
-                owners: host.owners.of(holder.inode).to_vec(),
-            });
+                owners: Vec::new(),
+            })
+            .collect();
+        if conflicts.is_empty() {
+            let found =
+                tracer.port_holders(netns, protocol, port, MOST_HOLDERS).unwrap_or_default();
+            for holder in &found {
+                let address = address(family(holder.family), bytes(holder.address));
+                let Some(address) = address.filter(|&held| overlap(held, asked.address)) else {
+                    continue;
+                };
+                let inode = Some(holder.inode);
+                if conflicts.iter().all(|known| known.inode != inode) {
+                    let owners = Vec::new();
+                    conflicts.push(Conflict {
+                        address,
+                        port,
+                        state: state(holder.state),
+                        inode,
+                        owners,
+                    });
+                }
+            }
+        }
+        for conflict in &mut conflicts {
+            let Some(inode) = conflict.inode else { continue };
+            if host.owners.of(inode).is_empty() {
+                host.owners.read(proc());
+            }
+            conflict.owners = host.owners.of(inode).to_vec();
         }
         self.spent += began.elapsed();
-        // What stands in the way of a bind is not always listed by older kernels.
+        // The one that asked is not in its own way.
         (!conflicts.is_empty()).then_some(conflicts)
     }
 

@@ -47,6 +47,7 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
         filter: printer.filter(),
         quiet: args.view.quiet,
     })?;
+    watch.announce();
     let log = bpf::drain_log(watch.tracer.take_log());
     tokio::pin!(log);
 

@@ -91,9 +91,7 @@ impl Watch {
         let mut engine = Engine::default();
         let interval = engine.interval(now(), &tracked, &host);
         if !args.quiet {
-            say_if_udp(args.filter, &interval.listeners, &host);
-            let backend = backend(&tracer);
-            say!("socktrace: tracing with {backend} ({} listeners)", interval.listeners.len());
+            say_if_udp(args.filter, &interval.listeners, &host, &mut tracer);
         }
         let mut watch = Self {
             tracer,
@@ -113,6 +111,14 @@ impl Watch {
         };
         watch.remember(&interval);
         Ok(watch)
+    }
+
+    /// Says that everything that starts from now on is seen.
+    pub(super) fn announce(&self) {
+        if !self.quiet {
+            let backend = backend(&self.tracer);
+            say!("socktrace: tracing with {backend} ({} listeners)", self.listeners);
+        }
     }
 
     /// Ends an interval.
@@ -163,6 +169,10 @@ impl Watch {
             self.read_owners();
             self.unowned.clear();
             self.out_of_reach.clear();
+            // Where no hook tells of new AF_UNIX listeners.
+            if self.tracer.misses_unix() {
+                self.tracer.adopt()?;
+            }
         }
         Ok(())
     }
@@ -343,7 +353,7 @@ fn count_listeners() -> usize {
 }
 
 /// UDP has no queue of connections: says so to whoever watches the port of a UDP socket.
-fn say_if_udp(filter: &Filter, listeners: &[Listener], host: &Host) {
+fn say_if_udp(filter: &Filter, listeners: &[Listener], host: &Host, tracer: &mut Tracer) {
     const MOST_PORTS: usize = 16;
     const MOST_NAMESPACES: usize = 64;
     const UDP: u8 = 17;
@@ -353,9 +363,16 @@ fn say_if_udp(filter: &Filter, listeners: &[Listener], host: &Host) {
         let namespaces =
             host.netns.iter().filter(|n| filter.netns.is_none_or(|only| only == n.inode));
         for netns in namespaces.take(MOST_NAMESPACES) {
-            let Ok(holders) = host::holders(netns, UDP, port) else { continue };
-            let Some(holder) = holders.first() else { continue };
-            let who = host.owners.of(holder.inode).first().map_or_else(String::new, |owner| {
+            // A kernel may have no udp_diag.
+            let inodes: Vec<u64> = match host::holders(netns, UDP, port) {
+                Ok(holders) => holders.iter().map(|holder| holder.inode).collect(),
+                Err(_) => {
+                    let found = tracer.port_holders(netns.inode, UDP.into(), port, 1);
+                    found.unwrap_or_default().iter().map(|holder| holder.inode).collect()
+                }
+            };
+            let Some(&inode) = inodes.first() else { continue };
+            let who = host.owners.of(inode).first().map_or_else(String::new, |owner| {
                 format!(" ({}/{})", printable(&owner.comm), owner.pid)
             });
             say!(

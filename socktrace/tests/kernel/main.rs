@@ -5,10 +5,13 @@
 //! `getsockopt`, from `ss`. What a kernel cannot do is asserted to be refused, never skipped.
 #![cfg(target_os = "linux")]
 
+mod calls;
+mod events;
 mod exact;
 mod lab;
 mod listeners;
 mod manners;
 mod queues;
 mod run;
+mod unix;
 mod wire;

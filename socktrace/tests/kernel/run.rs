@@ -40,6 +40,11 @@ pub(crate) fn backends() -> &'static [&'static str] {
     &["tracepoint"]
 }
 
+/// Whether a backend can see system calls, which tracepoints show only where tracefs is mounted.
+pub(crate) fn sees_calls(backend: &str) -> bool {
+    sees_requested(backend)
+}
+
 /// Whether a backend can see what `listen()` was asked for.
 pub(crate) fn sees_requested(backend: &str) -> bool {
     let tracefs = Path::new("/sys/kernel/tracing/events").is_dir();
@@ -85,7 +90,12 @@ pub(crate) struct Tracing {
 impl Tracing {
     /// Returns when everything that starts from now on is seen.
     pub(crate) fn start(backend: &str, arguments: &[&str]) -> Self {
-        let mut child = command(&["top", "--json", "--backend", backend])
+        Self::verb("top", backend, arguments)
+    }
+
+    /// The same for another verb.
+    pub(crate) fn verb(verb: &str, backend: &str, arguments: &[&str]) -> Self {
+        let mut child = command(&[verb, "--json", "--backend", backend])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -148,6 +158,20 @@ impl Tracing {
         drop(seen);
         // The records of an interval come one after another.
         std::thread::sleep(Duration::from_millis(50));
+    }
+
+    /// Waits until so many records of events have come, or nothing comes any more.
+    pub(crate) fn wait_events(&self, wanted: impl Fn(&[Value]) -> bool) {
+        let (lock, changed) = &*self.seen;
+        let mut seen = lock.lock().expect("lock");
+        let deadline = Instant::now() + PATIENCE;
+        while !wanted(&seen.records) && !seen.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            seen = changed.wait_timeout(seen, left).expect("lock").0;
+        }
     }
 
     pub(crate) fn signal(&self, signal: i32) {
@@ -231,6 +255,12 @@ impl Finished {
 
     pub(crate) fn last_of(&self, id: &str) -> &Value {
         self.of(id).pop().unwrap_or_else(|| panic!("no record of {id}: {:#?}", self.stderr))
+    }
+
+    /// Events of a kind, in order.
+    pub(crate) fn events(&self, kind: &str) -> Vec<&Value> {
+        let wanted = |r: &&Value| r["type"] == "event" && r["kind"] == kind;
+        self.records.iter().filter(wanted).collect()
     }
 
     pub(crate) fn summary(&self) -> &Value {

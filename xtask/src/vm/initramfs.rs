@@ -14,7 +14,8 @@ use super::kernels::{Files, Kernel};
 use crate::sh::{command, output, run, target, which};
 
 /// What the tests need of the kernel, in the order of loading.
-const MODULES: &[&str] = &["inet_diag", "tcp_diag", "unix_diag", "veth", "tun", "mptcp_diag"];
+const MODULES: &[&str] =
+    &["inet_diag", "tcp_diag", "udp_diag", "unix_diag", "veth", "tun", "mptcp_diag"];
 
 /// Printed by `init` at the very end: without it the guest died.
 pub(super) const END: &str = "xtask-vm-exit:";
