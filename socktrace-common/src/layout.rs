@@ -60,6 +60,7 @@ macro_rules! for_each_field {
             NET_PORTS "net" "ipv4.ip_local_ports.range" required bytes;
             NET_PORTS_LOCK "net" "ipv4.ip_local_ports.lock" optional bytes;
             NET_UNPRIVILEGED "net" "ipv4.sysctl_ip_prot_sock" optional bytes;
+            INET_SPORT "inet_sock" "inet_sport" required bytes;
             INET_PORTS "inet_sock" "local_port_range" optional bytes;
             UNIX_ADDR "unix_sock" "addr" optional bytes;
             UNIX_ADDR_LEN "unix_address" "len" optional bytes;

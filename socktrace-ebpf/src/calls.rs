@@ -554,6 +554,12 @@ pub(crate) fn answered(sk: *const u8, state: u8) {
         unsafe { describe(event, sk) };
         event.peer = began.to;
         event.peer_port = began.port;
+        // A port that the kernel chose is given back before the state changes (`tcp_set_state`).
+        if event.local_port == 0 {
+            // SAFETY: as above.
+            let port: Option<u16> = unsafe { Probe::read(sk, at::INET_SPORT.load()) };
+            event.local_port = u16::from_be(port.unwrap_or(0));
+        }
         event.flags |= began.flags as u8;
         event.state = state;
         began.caller.tell(event);

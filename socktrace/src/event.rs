@@ -338,16 +338,16 @@ pub enum What {
 }
 
 impl What {
-    /// The queues may have been another listener's.
-    pub fn forget_queues(&mut self) {
+    /// Both queues of the listener, where they were read.
+    pub fn queues_mut(&mut self) -> Option<&mut Queues> {
         match self {
             Self::Syn { queues, .. }
             | Self::Established { queues, .. }
             | Self::Accept { queues, .. }
             | Self::Drop { queues, .. }
             | Self::Request { queues, .. }
-            | Self::Close { queues, .. } => *queues = Queues::default(),
-            _ => {}
+            | Self::Close { queues, .. } => Some(queues),
+            _ => None,
         }
     }
 }

@@ -20,12 +20,14 @@ use super::{
     watch::{Watch, WatchArgs},
 };
 use crate::{
-    bpf::{self, Happened, Lost},
+    bpf::{self, Happened, Lost, Tracked},
     cli::EventsArgs,
     engine::{self, Now},
     error::{Error, Result},
     event::{self, Event, Kind, ListenerName, What},
     filter::Filter,
+    host::Host,
+    model::SynLimit,
     view::{self, column::by_address, story::Story},
 };
 
@@ -80,12 +82,31 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
     stream.finish()
 }
 
+/// A listener that events may name.
+struct Known {
+    /// What tells one listener in a slot from the next: its address and when it began.
+    of: (u64, u64),
+    name: Arc<ListenerName>,
+    /// `tcp_syncookies` and `tcp_max_syn_backlog` of its namespace.
+    cookies: (u32, u32),
+}
+
+impl Known {
+    fn new(t: &Tracked, host: &Host) -> Self {
+        Self {
+            of: (t.slot.sk, t.slot.opened_ns),
+            name: Arc::new(engine::named(t, host)),
+            cookies: (t.reading.syncookies, t.reading.max_syn_backlog),
+        }
+    }
+}
+
 struct Stream {
     watch: Watch,
     filter: Filter,
     resolver: Resolver,
-    /// Names of listeners by slot, with what tells one listener in a slot from the next.
-    names: HashMap<u32, ((u64, u64), Arc<ListenerName>)>,
+    /// Listeners by slot.
+    known: HashMap<u32, Known>,
     /// Read, but younger than the last look: a record of another CPU may still go before.
     pending: Vec<Happened>,
     story: Option<Story>,
@@ -113,7 +134,7 @@ impl Stream {
             watch,
             filter,
             resolver: Resolver::new(),
-            names: HashMap::new(),
+            known: HashMap::new(),
             pending: Vec::new(),
             story: (args.lifecycle && !json).then(Story::default),
             json,
@@ -126,7 +147,8 @@ impl Stream {
         if !json && !args.lifecycle && !args.view.no_header {
             stream.lines.push(view::event::HEADER.to_owned());
         }
-        stream.learn()?;
+        let tracked = stream.watch.named()?;
+        stream.learn(&tracked);
         stream.watch.announce();
         Ok(stream)
     }
@@ -177,10 +199,7 @@ impl Stream {
         let time = now.time - Duration::from_nanos(ago) + Duration::from_nanos(ahead);
         let Some(mut event) = event::decode(happened, time) else { return Ok(()) };
         if happened.event.slot != NOBODY {
-            event.listener = self.name(happened.event.slot)?;
-            if event.listener.as_ref().is_some_and(|name| name.id.is_none()) {
-                event.what.forget_queues();
-            }
+            self.name(happened.event.slot, &mut event)?;
         }
         if event.kind == Kind::Close {
             let lost = engine::lost(happened.event.slot, &self.watch.tracer.look()?);
@@ -210,55 +229,63 @@ impl Stream {
         Ok(())
     }
 
-    /// The listener in a slot.
-    fn name(&mut self, index: u32) -> Result<Option<Arc<ListenerName>>> {
-        let Some(slot) = self.watch.tracer.slot(index) else { return Ok(None) };
+    /// Names the listener in a slot, and the limit of its SYN queue.
+    fn name(&mut self, index: u32, event: &mut Event) -> Result<()> {
+        let Some(slot) = self.watch.tracer.slot(index) else { return Ok(()) };
         let of = (slot.sk, slot.opened_ns);
-        if self.names.get(&index).is_none_or(|(known, _)| *known != of) {
-            self.learn()?;
+        if self.known.get(&index).is_none_or(|known| known.of != of) {
+            let tracked = self.watch.named()?;
+            self.learn(&tracked);
         }
-        let name = self.names.get(&index).filter(|(known, _)| *known == of);
-        let mut name = name.map(|(_, name)| name.clone());
-        if slot.ambiguous != 0
-            && let Some(known) = &name
-            && known.id.is_some()
+        let Some(known) = self.known.get(&index).filter(|known| known.of == of) else {
+            return Ok(());
+        };
+        if slot.ambiguous != 0 {
+            // It may have been another one at the same address.
+            event.listener = Some(Arc::new(ListenerName { id: None, ..(*known.name).clone() }));
+            event.what.queues_mut().map(std::mem::take);
+            return Ok(());
+        }
+        event.listener = Some(known.name.clone());
+        if let Some(queues) = event.what.queues_mut()
+            && queues.syn_depth.is_some()
         {
-            name = Some(Arc::new(ListenerName { id: None, ..(**known).clone() }));
+            let (cookies, most) = known.cookies;
+            let limit = |limit| SynLimit::new(limit, cookies, most, None).limit;
+            queues.syn_limit = queues.accept_limit.map(limit);
         }
-        Ok(name)
+        Ok(())
     }
 
-    /// Reads the names of all listeners, and says which of them are wanted where that depends on the
-    /// processes that hold them.
-    fn learn(&mut self) -> Result<()> {
-        let by_process = self.filter.by_process();
-        for t in self.watch.named()? {
-            let name = engine::named(&t, &self.watch.host);
-            if by_process {
-                let holders = self.watch.host.owners.of(t.reading.inode);
-                let process = holders.first().and_then(|o| self.watch.host.owners.process(o.pid));
+    /// Keeps what events will say of these listeners, and says which of them are wanted where that depends on
+    /// the processes that hold them.
+    fn learn(&mut self, tracked: &[Tracked]) {
+        let host = &self.watch.host;
+        for t in tracked {
+            let known = Known::new(t, host);
+            if self.filter.by_process() {
+                let holders = host.owners.of(t.reading.inode);
+                let process = holders.first().and_then(|owner| host.owners.process(owner.pid));
                 let cgroup = process.and_then(|process| process.cgroup.as_deref());
                 if self.filter.holds(holders, cgroup) {
-                    self.watch.tracer.want(t.index, self.filter.place(name.family, name.netns));
+                    let place = self.filter.place(known.name.family, known.name.netns);
+                    self.watch.tracer.want(t.index, place);
                 } else if t.slot.opened_ns == 0 {
                     self.watch.tracer.want(t.index, false);
                 }
             }
-            self.names.insert(t.index, ((t.slot.sk, t.slot.opened_ns), Arc::new(name)));
+            self.known.insert(t.index, known);
         }
-        Ok(())
     }
 
     fn interval(&mut self) -> Result<()> {
         // Everything that names a slot goes before the slot is given up.
         self.drain(false)?;
-        self.watch.interval()?;
-        if self.filter.by_process() {
-            self.learn()?;
-        }
-        self.names.retain(|&index, (of, _)| {
+        let (_, tracked) = self.watch.interval()?;
+        self.learn(&tracked);
+        self.known.retain(|&index, known| {
             let slot = self.watch.tracer.slot(index);
-            slot.is_some_and(|slot| (slot.sk, slot.opened_ns) == *of)
+            slot.is_some_and(|slot| (slot.sk, slot.opened_ns) == known.of)
         });
         self.tell_losses()
     }

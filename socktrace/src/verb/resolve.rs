@@ -24,8 +24,9 @@ use crate::{
 const FRESH: Duration = Duration::from_secs(1);
 /// Answers that are kept.
 const MOST_ANSWERS: usize = 1024;
-/// Asking may take one part in so many of the time.
+/// Asking may take one part in so many of the time, and this much at once.
 const SHARE: u32 = 20;
+const ADVANCE: Duration = Duration::from_secs(2);
 /// Holders of a port that an event names.
 const MOST_HOLDERS: usize = 8;
 
@@ -97,7 +98,7 @@ impl Resolver {
 
     /// Whether there is time left to ask the host something that takes long.
     fn may_ask(&self) -> bool {
-        self.spent * SHARE < self.began.elapsed() + FRESH
+        self.spent < ADVANCE + self.began.elapsed() / SHARE
     }
 
     /// Who holds a port. What is only bound, older kernels do not list: it is looked for among the file
@@ -120,7 +121,6 @@ impl Resolver {
         let mut conflicts: Vec<Conflict> = listed
             .iter()
             .filter(|holder| overlap(holder.address, asked.address))
-            .take(MOST_HOLDERS)
             .map(|holder| Conflict {
                 address: holder.address,
                 port,
@@ -150,6 +150,12 @@ impl Resolver {
                 }
             }
         }
+        // Connections of a listener share its port; they go when it goes.
+        let holds = |conflict: &Conflict| matches!(conflict.state, "LISTEN" | "CLOSE");
+        if conflicts.iter().any(holds) {
+            conflicts.retain(holds);
+        }
+        conflicts.truncate(MOST_HOLDERS);
         for conflict in &mut conflicts {
             let Some(inode) = conflict.inode else { continue };
             if host.owners.of(inode).is_empty() {

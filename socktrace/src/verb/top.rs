@@ -91,7 +91,7 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
 }
 
 fn table(watch: &mut Watch, printer: &mut Printer) -> Result<()> {
-    let interval = watch.interval()?;
+    let (interval, _) = watch.interval()?;
     let title = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     printer.listeners(interval.listeners, Some(&title))
 }

@@ -121,8 +121,8 @@ impl Watch {
         }
     }
 
-    /// Ends an interval.
-    pub(super) fn interval(&mut self) -> Result<Interval> {
+    /// Ends an interval; what it came to, and what the kernel side knew.
+    pub(super) fn interval(&mut self) -> Result<(Interval, Vec<bpf::Tracked>)> {
         self.ask_host()?;
         self.since = Instant::now();
         let mut tracked = self.tracer.interval()?;
@@ -144,7 +144,7 @@ impl Watch {
         }
         self.remember(&interval);
         self.warn_of_loss();
-        Ok(interval)
+        Ok((interval, tracked))
     }
 
     /// The tracked listeners as they are now, each with its cookie and its owners where they can be had; the

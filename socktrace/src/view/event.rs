@@ -636,7 +636,7 @@ fn failed(event: &Event, about: String, outcome: Option<Outcome>) -> String {
 }
 
 /// A cause of a drop, in words.
-pub(super) fn words(reason: &str) -> &'static str {
+fn words(reason: &str) -> &'static str {
     match reason {
         "accept_queue_full_on_syn" => "SYN dropped, accept queue full",
         "accept_queue_full_on_ack" => "final ACK dropped, accept queue full",

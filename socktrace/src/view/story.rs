@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     column::duration,
-    event::{queues_text, what, words},
+    event::{queues_text, what},
     printable,
 };
 use crate::event::{Event, Kind, Queues, What};
@@ -156,10 +156,9 @@ impl Story {
                 life.accepts += 1;
                 (life.accepts == 1).then_some(("first accept", what(event)))
             }
-            (Kind::Drop, What::Drop { reason, .. }) => {
+            (Kind::Drop, _) => {
                 life.drops += 1;
-                let text = format!("{}: {}", words(reason), what(event));
-                (life.drops == 1).then_some(("overflow", text))
+                (life.drops == 1).then_some(("overflow", what(event)))
             }
             (Kind::Close, _) => {
                 let Life { connections, accepts, drops, .. } = *life;

@@ -245,6 +245,9 @@ fn failed_connects_say_why() {
             let record = connects.iter().find(|r| r["errno"] == errno).expect("an event");
             assert_eq!(record["explanation"], words, "{backend}");
         }
+        // The port is known though the kernel has taken it back.
+        let refused = connects.iter().filter(|r| r["errno"] == "ECONNREFUSED");
+        assert!(refused.into_iter().all(|r| end(&r["source"]).port() != 0), "{backend}");
     }
 }
 
