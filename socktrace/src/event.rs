@@ -62,6 +62,12 @@ impl Kind {
         Self::SENT.get(usize::try_from(number).ok()?).copied()
     }
 
+    /// The kernel side's bits for all of them.
+    #[must_use]
+    pub fn all() -> u32 {
+        Self::SENT.iter().fold(0, |bits, kind| bits | kind.bit())
+    }
+
     /// The kernel side's bit for it.
     #[must_use]
     pub fn bit(self) -> u32 {

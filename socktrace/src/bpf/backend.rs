@@ -43,6 +43,8 @@ impl Backend {
             Self::Fentry | Self::Kprobe => &[],
             Self::Tracepoint => &[
                 ("accepts, waits, handshakes", NOWHERE),
+                ("events of kind expire", NOWHERE),
+                ("AF_UNIX counts and peaks", NOWHERE),
                 ("some totals", "requests_*, fastopen_*, acks_deferred, migrated_*: as above"),
                 ("SO_REUSEPORT totals", "members of a group share the address that packets go to"),
             ],

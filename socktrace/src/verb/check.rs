@@ -7,9 +7,10 @@ use std::{
 
 use super::{options, proc, start_log};
 use crate::{
-    bpf::{Backend, KernelBtf, Tracer},
+    bpf::{Backend, KernelBtf, Options, Tracer, Wanted},
     cli::{CheckArgs, Output},
     error::{Error, Result},
+    event::Kind,
     host::{self, Host, Privileges},
     view::json::{self, CheckRecord},
 };
@@ -92,7 +93,9 @@ fn backends(rows: &mut Rows) -> Result<()> {
 }
 
 fn try_each(rows: &mut Rows, kernel: &KernelBtf) -> Result<()> {
-    let options = options(0, Some(64))?;
+    // With everything that any verb would attach.
+    let events = Some(Wanted { kinds: Kind::all(), ..Wanted::default() });
+    let options = Options { events, ..options(0, Some(64))? };
     let mut works = false;
     let mut refused = Vec::new();
     for backend in Backend::ALL {

@@ -28,7 +28,7 @@ use crate::{
     filter::Filter,
     host::Host,
     model::SynLimit,
-    view::{self, column::by_address, story::Story},
+    view::{self, column::by_address, story::Story, table::Style},
 };
 
 /// How often the ring buffer is emptied. Waking up for each record would cost more than the record.
@@ -41,6 +41,9 @@ const BATCH: usize = 1 << 14;
 pub fn run(args: &EventsArgs) -> Result<()> {
     start_log(args.view.verbose, args.view.quiet);
     let printer = Printer::new(&args.view, by_address)?;
+    if args.view.sort.is_some() {
+        return Err(Error::Usage("--sort: events come in the order of their times".into()));
+    }
     need_privileges("events")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -111,6 +114,7 @@ struct Stream {
     pending: Vec<Happened>,
     story: Option<Story>,
     json: bool,
+    style: Style,
     lines: Lines,
     delivered: u64,
     left: Option<u64>,
@@ -138,6 +142,7 @@ impl Stream {
             pending: Vec::new(),
             story: (args.lifecycle && !json).then(Story::default),
             json,
+            style: printer.style(),
             lines: Lines::start()?,
             delivered: 0,
             left: args.count,
@@ -145,7 +150,7 @@ impl Stream {
             unwritten: 0,
         };
         if !json && !args.lifecycle && !args.view.no_header {
-            stream.lines.push(view::event::HEADER.to_owned());
+            stream.lines.push(view::event::header(stream.style));
         }
         let tracked = stream.watch.named()?;
         stream.learn(&tracked);
@@ -224,7 +229,7 @@ impl Stream {
             view::event::write(&mut line, event)?;
             self.lines.push_bytes(&line);
         } else {
-            self.lines.push(view::event::line(event));
+            self.lines.push(view::event::line(event, self.style));
         }
         Ok(())
     }

@@ -55,6 +55,10 @@ impl Printer {
         &self.filter
     }
 
+    pub(super) fn style(&self) -> Style {
+        self.style
+    }
+
     pub(super) fn is_json(&self) -> bool {
         self.output == Output::Json
     }

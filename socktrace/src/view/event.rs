@@ -12,6 +12,7 @@ use super::{
     column::duration,
     json::{self, SCHEMA, rfc3339},
     printable,
+    table::{BOLD, RED, RESET, Style, YELLOW},
 };
 use crate::{
     event::{
@@ -457,12 +458,17 @@ fn unanswered(event: &Event, outcome: Outcome) -> Option<&'static str> {
 }
 
 /// Titles of the columns of [`line`].
-pub const HEADER: &str =
-    "TIME             KIND         PROCESS           SOCKET                 WHAT";
+const HEADER: &str = "TIME             KIND         PROCESS           SOCKET                 WHAT";
+
+/// The titles.
+#[must_use]
+pub fn header(style: Style) -> String {
+    if style.color { format!("{BOLD}{HEADER}{RESET}") } else { HEADER.to_owned() }
+}
 
 /// One line of text.
 #[must_use]
-pub fn line(event: &Event) -> String {
+pub fn line(event: &Event, style: Style) -> String {
     let time = rfc3339(event.time);
     let time = time.get(11..26).unwrap_or(&time);
     let who = event.caller.as_ref().map_or_else(
@@ -470,10 +476,57 @@ pub fn line(event: &Event) -> String {
         |caller| format!("{}/{}", printable(&caller.comm), caller.pid),
     );
     let place = printable(&place(event)).into_owned();
-    let what = what(event);
+    let mut what = what(event);
+    if style.wide {
+        what.push_str(&more(event));
+    }
     let text =
         format!("{time}  {:<11}  {who:<16}  {place:<21}  {}", event.kind.name(), printable(&what));
-    text.trim_end().to_owned()
+    let text = text.trim_end();
+    match color(event).filter(|_| style.color) {
+        Some(color) => format!("{color}{text}{RESET}"),
+        None => text.to_owned(),
+    }
+}
+
+/// Red: something was lost. Yellow: a call failed.
+fn color(event: &Event) -> Option<&'static str> {
+    let failed = match &event.what {
+        What::Drop { .. } | What::Lost { .. } => return Some(RED),
+        What::Close { lost_on_close, .. } if lost_on_close.is_some_and(|lost| lost > 0) => {
+            return Some(RED);
+        }
+        What::Socket { outcome } | What::Bind { outcome, .. } | What::Listen { outcome, .. } => {
+            outcome.failed()
+        }
+        What::Connect { outcome, .. } => outcome.is_none_or(Outcome::failed),
+        _ => false,
+    };
+    failed.then_some(YELLOW)
+}
+
+/// What only the wide lines have.
+fn more(event: &Event) -> String {
+    let mut text = String::new();
+    if let Some(id) = event.listener.as_ref().and_then(|listener| listener.id.as_ref()) {
+        text.push_str(&format!("  id={id}"));
+    }
+    if let Some(netns) = event.netns {
+        text.push_str(&format!("  netns={netns}"));
+    }
+    if let Some(socket) = &event.socket {
+        text.push_str(&format!("  sk_state={}", socket.state));
+        if let Some(inode) = socket.inode {
+            text.push_str(&format!("  inode={inode}"));
+        }
+    }
+    if let Some(caller) = &event.caller {
+        text.push_str(&format!("  uid={}", caller.uid));
+        if let Some(cgroup) = &caller.cgroup {
+            text.push_str(&format!("  cgroup={cgroup}"));
+        }
+    }
+    text
 }
 
 fn place(event: &Event) -> String {

@@ -12,10 +12,10 @@ pub struct Style {
     pub color: bool,
 }
 
-const RED: &str = "\x1b[31m";
-const YELLOW: &str = "\x1b[33m";
-const BOLD: &str = "\x1b[1m";
-const RESET: &str = "\x1b[0m";
+pub(super) const RED: &str = "\x1b[31m";
+pub(super) const YELLOW: &str = "\x1b[33m";
+pub(super) const BOLD: &str = "\x1b[1m";
+pub(super) const RESET: &str = "\x1b[0m";
 
 /// Writes one row a listener, columns as wide as they need to be.
 pub fn write(out: &mut impl Write, listeners: &[Listener], style: Style) -> io::Result<()> {

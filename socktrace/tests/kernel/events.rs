@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -335,6 +336,51 @@ fn filters_are_the_kernels() {
     }
 }
 
+/// Sockets of a control group and of what is below it; the others are none of its business.
+#[test]
+fn a_control_group_chooses() {
+    const SOCKETS: usize = 7;
+    let group = Path::new("/sys/fs/cgroup/socktrace-test");
+    let unified = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
+    if !unified || std::fs::create_dir_all(group.join("below")).is_err() {
+        assert!(!in_vm(), "the guests have a unified hierarchy");
+        return;
+    }
+    for backend in backends().iter().filter(|backend| sees_calls(backend)) {
+        let arguments = ["--kind", "socket", "--cgroup", "/socktrace-test"];
+        let tracing = Tracing::verb("events", backend, &arguments);
+        for (directory, count) in [(group.to_owned(), 3), (group.join("below"), 4)] {
+            let procs = format!("{}/cgroup.procs\0", directory.display());
+            // SAFETY: between fork and _exit the child makes system calls only.
+            unsafe {
+                let child = libc::fork();
+                assert!(child >= 0, "fork");
+                if child == 0 {
+                    let file = libc::open(procs.as_ptr().cast(), libc::O_WRONLY);
+                    let moved = libc::write(file, c"0".as_ptr().cast(), 1);
+                    for _ in 0..count {
+                        libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+                    }
+                    libc::_exit(i32::from(moved != 1));
+                }
+                let mut status = 0;
+                libc::waitpid(child, &raw mut status, 0);
+                assert_eq!(status, 0, "the child moves itself");
+            }
+        }
+        drop(Listener::new("127.0.0.1:0", 5));
+        settle(&tracing, "socket", SOCKETS);
+        let run = tracing.stop();
+        let sockets = run.events("socket");
+        let of = |path: &str| sockets.iter().filter(|r| r["cgroup"] == path).count();
+        let seen = (of("/socktrace-test"), of("/socktrace-test/below"), sockets.len());
+        assert_eq!(seen, (3, 4, SOCKETS), "{backend}: {sockets:#?}");
+        assert_eq!(run.summary()["events"], SOCKETS, "{backend}");
+    }
+    std::fs::remove_dir(group.join("below")).expect("rmdir");
+    std::fs::remove_dir(group).expect("rmdir");
+}
+
 /// Records that the ring buffer had no room for are counted: produced = delivered + lost.
 #[test]
 fn lost_events_are_counted() {
@@ -423,6 +469,8 @@ fn kinds_that_cannot_be_seen_are_refused() {
         stderr(&run)
     );
     let run = output(&["events", "--kind", "nonsense"]);
+    assert_eq!(run.status.code(), Some(2));
+    let run = output(&["events", "--sort", "listener"]);
     assert_eq!(run.status.code(), Some(2));
     let run = output(&["events", "--cgroup", "/no/such/group"]);
     assert!([Some(2), Some(4)].contains(&run.status.code()), "{}", stderr(&run));
