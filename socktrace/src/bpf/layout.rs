@@ -21,6 +21,9 @@ macro_rules! fields {
 }
 const FIELDS: &[Field] = socktrace_common::for_each_field!(fields);
 
+/// Fields that only tell how another one is laid out: nothing is missing without them.
+const HINTS: &[&str] = &["NET_PORTS_LOCK"];
+
 /// A counter that the programs read: `(global, enumerator, how far after the one before)`.
 type Counter = (&'static str, &'static str, u32);
 
@@ -68,7 +71,9 @@ impl Layout {
                     )));
                 }
                 None => {
-                    layout.absent.push(format!("{type_name}.{path}"));
+                    if !HINTS.contains(&global) {
+                        layout.absent.push(format!("{type_name}.{path}"));
+                    }
                     layout.offsets.push((global, ABSENT));
                 }
             }
