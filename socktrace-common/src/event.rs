@@ -78,6 +78,9 @@ pub mod kind {
     pub const RESET: u32 = 11;
     pub const CLOSE: u32 = 12;
     pub const COUNT: u32 = 13;
+    /// No kind of its own: a [`BIND`] that the kernel makes at `connect()`. It is chosen by itself, because on a
+    /// client it is most of them.
+    pub const CHOSEN: u32 = COUNT;
 }
 
 /// Address families that events can be chosen by.

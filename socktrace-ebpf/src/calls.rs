@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::LruHashMap,
 };
 use socktrace_common::{
-    AF_INET, AF_INET6, AF_UNIX, IPPROTO_MPTCP, IPPROTO_TCP, SOCK_DGRAM, SOCK_SEQPACKET,
-    SOCK_STREAM,
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM,
+    SOCK_SEQPACKET, SOCK_STREAM,
     event::{
         EVENT_ABANDONED, EVENT_AT_LISTEN, EVENT_IMPLICIT, EVENT_RELISTEN, EVENT_REQUESTED, Event,
         UnixName, kind,
@@ -202,6 +202,11 @@ pub(crate) fn bind(sk: *const u8, address: *const u8, len: u32, user: bool) {
             }
             name(address, len, user);
         } else if family == AF_INET || family == AF_INET6 {
+            // Not raw sockets, whose port is their protocol's number, nor SCTP.
+            let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+            if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_MPTCP {
+                return;
+            }
             sockaddr(&mut call, address, user);
         } else {
             return;
@@ -419,6 +424,10 @@ pub(crate) fn connect(sk: *const u8, address: *const u8, user: bool) {
         }
         let mut call = begin(kind::CONNECT, sk);
         call.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        // A program that asks again, or whose call is restarted after a signal.
+        if Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::SYN_SENT) {
+            call.flags |= CALL_SENT;
+        }
         sockaddr(&mut call, address, user);
         note(&call);
     }
@@ -495,7 +504,7 @@ unsafe fn implicit_bind(call: &Call, sk: *const u8, result: i32) {
     unsafe {
         let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
         // It may fail for other reasons before or after.
-        if !wants(kind::BIND) || port == 0 && result != -EADDRNOTAVAIL {
+        if !wants(kind::CHOSEN) || port == 0 && result != -EADDRNOTAVAIL {
             return;
         }
         emit(kind::BIND, |event| {
@@ -597,6 +606,10 @@ pub(crate) fn sends_syn(sk: *const u8) {
 #[inline(always)]
 pub(crate) fn connect_done(result: i32) {
     let Some(call) = take(kind::CONNECT) else { return };
+    if call.family == AF_UNIX {
+        unix_answered(&call, result);
+        return;
+    }
     let sk = call.sk as *const u8;
     // SAFETY: the caller holds its socket.
     unsafe {
@@ -613,8 +626,8 @@ pub(crate) fn connect_done(result: i32) {
         if !wants(kind::CONNECT) || result == 0 || result == -EINPROGRESS || sent && !waits {
             return;
         }
-        // Interrupted: the answer may still come.
-        if sent && Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::SYN_SENT) {
+        // Interrupted, or asked for again: the answer may still come.
+        if Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::SYN_SENT) || restarts(result) {
             return;
         }
         let _ = CONNECTING.remove(sk as u64);
@@ -627,11 +640,22 @@ pub(crate) fn connect_done(result: i32) {
     }
 }
 
+/// Whether a call was interrupted and will be made again (`ERESTARTSYS` and its kin, include/linux/errno.h).
+#[inline(always)]
+fn restarts(result: i32) -> bool {
+    (-516..=-512).contains(&result)
+}
+
 /// `connect()` of an AF_UNIX stream socket begins.
 #[inline(always)]
 pub(crate) fn unix_connect(sk: *const u8, address: *const u8, len: u32, user: bool) {
     // SAFETY: any address will do.
-    unsafe { name(address, len, user) };
+    unsafe {
+        if Probe::read(sk, at::SK_TYPE.load()) == Some(SOCK_DGRAM) {
+            return;
+        }
+        name(address, len, user);
+    }
     let mut call = begin(kind::CONNECT, sk);
     call.family = AF_UNIX;
     note(&call);
@@ -641,6 +665,16 @@ pub(crate) fn unix_connect(sk: *const u8, address: *const u8, len: u32, user: bo
 #[inline(always)]
 pub(crate) fn unix_connect_done(result: i32) {
     let Some(call) = take(kind::CONNECT) else { return };
+    if call.family == AF_UNIX {
+        unix_answered(&call, result);
+    }
+}
+
+#[inline(always)]
+fn unix_answered(call: &Call, result: i32) {
+    if restarts(result) || !wants(kind::CONNECT) {
+        return;
+    }
     let sk = call.sk as *const u8;
     // SAFETY: the caller holds its socket.
     unsafe {
@@ -672,8 +706,10 @@ pub(crate) fn accept(sk: *const u8) {
 
 /// Tracepoint backend: `accept()` has returned a connection.
 #[inline(always)]
-pub(crate) fn accept_done(sk: *const u8) {
+pub(crate) fn accept_done(sk: Option<*const u8>) {
+    // Whatever came of it, the call is over.
     let Some(call) = take(kind::ACCEPT) else { return };
+    let Some(sk) = sk else { return };
     let Some(slot) = maps::slot_of(call.sk as *const u8) else { return };
     // SAFETY: the caller holds its socket.
     unsafe {

@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use socktrace_common::{AF_INET, AF_INET6, AF_UNIX, Slot, event::family, wanted};
 
-use crate::mem;
+use crate::{
+    layout as at,
+    mem::{self, Mem, Probe},
+};
 
 /// Set of bits, one for each of `event::kind`; 0 when no events are wanted at all. All of these are
 /// read-only, so the verifier takes out what is not wanted.
@@ -136,14 +139,32 @@ pub(crate) fn adopted(slot: &Slot) -> u32 {
 /// Whether an event of a listener is wanted, that the running task did not cause.
 #[inline(always)]
 pub(crate) fn listener(slot: &Slot) -> bool {
-    slot.wanted == wanted::YES && ports(slot.port, 0)
+    slot.wanted == wanted::YES && port_of(slot)
 }
 
-/// Whether an event of a listener is wanted that the running task caused: a worker may be wanted and the
-/// one that opened the listener not.
+/// Whether a listener's port is wanted. One that the kernel chooses at `listen()` is not there yet when the slot
+/// is taken.
+#[inline(always)]
+fn port_of(slot: &Slot) -> bool {
+    if BY_PORTS.load() == 0 {
+        return true;
+    }
+    if slot.port != 0 || slot.family == AF_UNIX {
+        return port(slot.port);
+    }
+    // SAFETY: `Probe` survives any address.
+    let chosen: Option<u16> = unsafe { Probe::read(slot.sk as *const u8, at::SK_NUM.load()) };
+    port(chosen.unwrap_or(0))
+}
+
+/// Whether an event of a listener is wanted that the running task caused: a worker may be wanted and neither
+/// the one that opened the listener nor its other workers.
 #[inline(always)]
 pub(crate) fn listener_call(slot: &Slot) -> bool {
-    ports(slot.port, 0)
-        && (slot.wanted == wanted::YES
-            || by_process() && place(slot.family, slot.netns) && process())
+    let wanted = if by_process() {
+        place(slot.family, slot.netns) && process()
+    } else {
+        slot.wanted == wanted::YES
+    };
+    wanted && port_of(slot)
 }

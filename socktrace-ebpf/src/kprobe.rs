@@ -273,6 +273,13 @@ pub(crate) fn kretprobe_unix_may_connect(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// `unix_stream_connect`
+#[kprobe]
+pub(crate) fn kprobe_unix_connects(_ctx: ProbeContext) -> u32 {
+    unix::connects();
+    0
+}
+
 /// `unix_wait_for_peer`
 #[kprobe]
 pub(crate) fn kprobe_unix_wait(ctx: ProbeContext) -> u32 {

@@ -360,11 +360,11 @@ pub(crate) fn tp_sys_exit_accept(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn accept_done(ctx: &TracePointContext) -> u32 {
-    if let Some(result) = returned(ctx)
-        && let Ok(fd) = u64::try_from(result)
-        && let Some(sk) = socket_of(fd)
-    {
-        calls::accept_done(sk);
+    let fd = returned(ctx).and_then(|result| u64::try_from(result).ok());
+    let mut sk = None;
+    if let Some(fd) = fd {
+        sk = socket_of(fd);
     }
+    calls::accept_done(sk);
     0
 }

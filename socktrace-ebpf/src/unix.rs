@@ -41,6 +41,7 @@ static ASKED: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(1024, 0);
 static ATTEMPTS: LruHashMap<u64, Attempt> = LruHashMap::with_max_entries(4096, 0);
 
 const EAGAIN: i32 = 11;
+const MAX_ERRNO: u64 = 4095;
 
 /// The length of a listener's accept queue, and the limit: the kernel compares by `>`
 /// (`unix_recvq_full`).
@@ -88,13 +89,18 @@ pub(crate) fn queued(other: *const u8, child: *const u8) {
     unsafe {
         let Some(index) = listener::slot::<Probe>(other) else { return };
         let Some((cell, half)) = maps::cell(index) else { return };
-        cell.counts[count::ESTABLISHED] += 1;
+        increment(cell, count::ESTABLISHED);
         note::<Probe>(other, cell, half);
         account::waits(child, index, bpf_ktime_get_ns());
         // The queue is looked at again when the connection is in it.
         let attempt = Attempt { slot: index, waited: 0 };
         let _ = ATTEMPTS.insert(bpf_get_current_pid_tgid(), attempt, BPF_ANY.into());
-        events::by_caller(kind::ESTABLISHED, index, |_| {});
+        // The connecting task is not the listener's, so it does not choose.
+        events::of_listener(kind::ESTABLISHED, index, |event| {
+            // It is not in the queue yet.
+            event.accept_depth += 1;
+            events::caller(event);
+        });
     }
 }
 
@@ -117,12 +123,26 @@ pub(crate) fn allowed(result: i32) {
     }
 }
 
+/// Counts. These hooks run where another task may get in between.
+#[inline(always)]
+fn increment(cell: &mut Cell, index: usize) {
+    // SAFETY: a cell is an element of a map.
+    unsafe { maps::increment(&raw mut cell.counts[index]) };
+}
+
+/// `unix_stream_connect` begins: what the thread met before is over, even if its end was not seen.
+#[inline(always)]
+pub(crate) fn connects() {
+    // Failure means that there was nothing.
+    let _ = ATTEMPTS.remove(bpf_get_current_pid_tgid());
+}
+
 /// Keeps the highest depth of the queue.
 #[inline(always)]
 unsafe fn note<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
     // SAFETY: the caller's promise.
     let Some((depth, _)) = (unsafe { queue::<M>(sk) }) else { return };
-    cell.counts[count::EVENTS] += 1;
+    increment(cell, count::EVENTS);
     if depth > cell.accept_peak[half] {
         cell.accept_peak[half] = depth;
     }
@@ -133,8 +153,11 @@ unsafe fn note<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
 pub(crate) fn found(other: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        // An error in a pointer's clothes is none.
-        if other.is_null() || listens(other) != Some(true) {
+        // Nobody, or an error in a pointer's clothes (`ERR_PTR`).
+        if other.is_null()
+            || other as u64 >= MAX_ERRNO.wrapping_neg()
+            || listens(other) != Some(true)
+        {
             return;
         }
         let Some((depth, limit)) = queue::<Probe>(other) else { return };
@@ -166,7 +189,7 @@ pub(crate) fn waits_for_room(other: *const u8) {
             return;
         }
         let _ = ATTEMPTS.insert(thread, Attempt { slot, waited: 1 }, BPF_ANY.into());
-        cell.counts[count::CONNECTS_WAITED] += 1;
+        increment(cell, count::CONNECTS_WAITED);
     }
 }
 
@@ -182,7 +205,7 @@ pub(crate) fn connected(result: i32) {
     // SAFETY: `Probe` survives any address.
     unsafe { note::<Probe>(entry.sk as *const u8, cell, half) };
     if result == -EAGAIN {
-        cell.counts[count::CONNECTS_REFUSED] += 1;
+        increment(cell, count::CONNECTS_REFUSED);
     }
 }
 

@@ -139,7 +139,10 @@ impl EventsArgs {
             (false, []) => &Kind::SENT,
             (false, some) => some,
         };
-        kinds.iter().fold(0, |bits, kind| bits | kind.bit())
+        let all = kinds.iter().fold(0, |bits, kind| bits | kind.bit());
+        // A socket has no port when it is made. The story waits for the bind that names it.
+        let portless = !self.view.port.is_empty() && !self.lifecycle;
+        if portless { all & !Kind::Socket.bit() } else { all }
     }
 
     /// What the kernel side has to know to send only what is wanted.
@@ -149,14 +152,16 @@ impl EventsArgs {
         if comm.as_deref() == Some("") {
             return Err(Error::Usage("--comm: a process has a name".into()));
         }
+        // A story is a listener's: what the kernel does for a client is none of it.
+        let chosen = self.kinds() & Kind::Bind.bit() != 0 && !self.lifecycle;
         Ok(Wanted {
-            kinds: self.kinds(),
+            kinds: self.kinds() | if chosen { Kind::CHOSEN } else { 0 },
             families: filter.families.clone(),
             ports: filter.ports.clone(),
             pids: filter.pids.clone(),
             netns: filter.netns,
             // The kernel keeps no more of it.
-            comm: comm.map(|comm| comm.bytes().take(LONGEST_COMM).collect()),
+            comm: comm.map(String::into_bytes),
             cgroup: cgroup
                 .map(|path| host::cgroup_directory(Path::new("/sys"), path))
                 .transpose()?,
@@ -323,10 +328,28 @@ impl ViewArgs {
             pids: self.pid.clone(),
             families,
             netns,
-            comm: self.comm.clone(),
-            cgroup: self.cgroup.clone(),
+            comm: self.comm.as_deref().map(as_kept),
+            cgroup: self.cgroup.as_deref().map(from_root),
         })
     }
+}
+
+/// A name of a process as far as the kernel keeps it.
+fn as_kept(comm: &str) -> String {
+    let fits = |&end: &usize| end <= LONGEST_COMM && comm.is_char_boundary(end);
+    let end = (0..=comm.len()).rfind(fits).unwrap_or(0);
+    comm[..end].to_owned()
+}
+
+/// The path of a control group from the root of its hierarchy.
+fn from_root(path: &str) -> String {
+    let path = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .iter()
+        .find_map(|mount| {
+            path.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+        .unwrap_or(path);
+    format!("/{}", path.trim_matches('/'))
 }
 
 /// `1`, `0.5` (seconds) or with a unit: `500ms`, `2m`, `1h30m`.
@@ -381,6 +404,30 @@ mod tests {
         assert_eq!(top.view.port.len(), 2);
         assert_eq!(top.view.filter().unwrap().families.len(), 2);
         assert_eq!(parse("socktrace --json").top.view.output(), Output::Json);
+    }
+
+    #[test]
+    fn filters_are_what_the_kernel_compares_with() {
+        for (typed, kept) in
+            [("nginx", "nginx"), ("a-very-long-name-indeed", "a-very-long-nam"), ("", "")]
+        {
+            assert_eq!(as_kept(typed), kept);
+        }
+        assert_eq!(as_kept("aaaaaaaaaaaaaa\u{e4}"), "aaaaaaaaaaaaaa");
+        for typed in ["/a/b", "a/b", "/sys/fs/cgroup/a/b/", "/sys/fs/cgroup/unified/a/b"] {
+            assert_eq!(from_root(typed), "/a/b", "{typed}");
+        }
+        assert_eq!(from_root("/sys/fs/cgroup"), "/");
+        let kinds = |line: &str| {
+            let Some(Verb::Events(events)) = Cli::try_parse_from(line.split(' ')).unwrap().verb
+            else {
+                panic!("not events");
+            };
+            events.kinds()
+        };
+        assert_eq!(kinds("socktrace events"), Kind::all());
+        assert_eq!(kinds("socktrace events --kind syn,drop"), Kind::Syn.bit() | Kind::Drop.bit());
+        assert_eq!(kinds("socktrace events -P 80"), Kind::all() & !Kind::Socket.bit());
     }
 
     #[test]

@@ -133,26 +133,30 @@ pub fn named(t: &Tracked, host: &Host) -> ListenerName {
     name
 }
 
+/// Whether connections of a listener that closed may have moved to another one.
+#[must_use]
+pub fn may_migrate(t: &Tracked) -> bool {
+    const BOTH: u8 = READ_REUSEPORT | READ_MIGRATES;
+    t.reading.flags & BOTH == BOTH
+}
+
 /// What a listener lost when it closed, among those that it may have left something to.
 #[must_use]
-pub fn lost(index: u32, tracked: &[Tracked]) -> Option<u64> {
-    let t = tracked.iter().find(|t| t.index == index)?;
-    let heirs = tracked.iter().any(|other| inherits(t, other));
+pub fn lost(t: &Tracked, others: &[Tracked]) -> Option<u64> {
+    let heirs = others.iter().any(|other| inherits(t, other));
     lost_on_close(t, heirs)
 }
 
 /// Whether connections of a listener that closed could move to another one of its SO_REUSEPORT group
 /// that listened then (`net.ipv4.tcp_migrate_req`).
 fn inherits(closed: &Tracked, other: &Tracked) -> bool {
-    const BOTH: u8 = READ_REUSEPORT | READ_MIGRATES;
     let group =
         |t: &Tracked| (t.slot.netns_id(), t.port(), t.slot.family, t.slot.address, t.slot.address6);
-    let member = |t: &Tracked| t.reading.flags & BOTH == BOTH;
     let there = other.slot.opened_ns < closed.slot.closed_ns
         && (!other.closed() || other.slot.closed_ns > closed.slot.closed_ns);
     closed.index != other.index
-        && member(closed)
-        && member(other)
+        && may_migrate(closed)
+        && may_migrate(other)
         && group(closed) == group(other)
         && there
 }

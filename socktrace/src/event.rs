@@ -62,6 +62,9 @@ impl Kind {
         Self::SENT.get(usize::try_from(number).ok()?).copied()
     }
 
+    /// The kernel side's bit for a bind that it makes at `connect()`.
+    pub const CHOSEN: u32 = 1 << kind::CHOSEN;
+
     /// The kernel side's bits for all of them.
     #[must_use]
     pub fn all() -> u32 {
@@ -292,6 +295,7 @@ pub enum What {
         effective: Option<u32>,
         relisten: bool,
         outcome: Outcome,
+        queues: Queues,
     },
     Connect {
         source: End,
@@ -347,7 +351,8 @@ impl What {
     /// Both queues of the listener, where they were read.
     pub fn queues_mut(&mut self) -> Option<&mut Queues> {
         match self {
-            Self::Syn { queues, .. }
+            Self::Listen { queues, .. }
+            | Self::Syn { queues, .. }
             | Self::Established { queues, .. }
             | Self::Accept { queues, .. }
             | Self::Drop { queues, .. }
@@ -453,7 +458,9 @@ pub fn decode(happened: &Happened, time: SystemTime) -> Option<Event> {
         Some(Family::Unix) => End { path: path.clone(), ..End::default() },
         of => end(of, raw.local, raw.local_port),
     };
-    let peer = end(of, raw.peer, raw.peer_port);
+    let mut peer = end(of, raw.peer, raw.peer_port);
+    // The packet says IPv4, the socket of a listener for both families `::ffff:…`: the same client.
+    peer.address = peer.address.map(|address| address.to_canonical());
     let implicit = raw.flags & EVENT_IMPLICIT != 0;
     let what = match kind {
         Kind::Socket => What::Socket { outcome },
@@ -489,6 +496,7 @@ pub fn decode(happened: &Happened, time: SystemTime) -> Option<Event> {
             effective: (raw.flags & EVENT_QUEUES != 0).then_some(raw.accept_limit),
             relisten: raw.flags & EVENT_RELISTEN != 0,
             outcome,
+            queues: queues(raw),
         },
         Kind::Connect => What::Connect {
             source: if of == Some(Family::Unix) { End::default() } else { local.clone() },

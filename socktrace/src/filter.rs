@@ -64,6 +64,12 @@ impl Filter {
             && self.netns.is_none_or(|only| only == netns)
     }
 
+    /// Whether a process matches, whose control group this is.
+    #[must_use]
+    pub fn process(&self, process: &Owner, cgroup: Option<&str>) -> bool {
+        self.holds(std::slice::from_ref(process), cgroup)
+    }
+
     /// Whether the processes that hold a socket match.
     #[must_use]
     pub fn holds(&self, owners: &[Owner], cgroup: Option<&str>) -> bool {

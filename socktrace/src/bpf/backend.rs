@@ -157,6 +157,8 @@ const BIND: u32 = 1 << event::kind::BIND;
 const LISTEN: u32 = 1 << event::kind::LISTEN;
 const CONNECT: u32 = 1 << event::kind::CONNECT;
 const ESTABLISHED: u32 = 1 << event::kind::ESTABLISHED;
+/// Binds at `connect()`.
+const CHOSEN: u32 = 1 << event::kind::CHOSEN;
 const ACCEPT: u32 = 1 << event::kind::ACCEPT;
 
 const REQUESTED: Need = Need::For("the backlog passed to listen()");
@@ -280,42 +282,42 @@ macro_rules! functions {
                 $at_exit,
                 "tcp_v6_connect",
                 Need::WhereItExists,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
             event(
                 concat!($exit, "connect_v4"),
                 $at_exit,
                 "tcp_v4_connect",
                 CONNECTS,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
             event(
                 concat!($entry, "hash_connect_v6"),
                 $at_entry,
                 "inet6_hash_connect",
                 Need::WhereItExists,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
             event(
                 concat!($entry, "hash_connect"),
                 $at_entry,
                 "inet_hash_connect",
                 IMPLICIT,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
             event(
                 concat!($entry, "connect_v6"),
                 $at_entry,
                 "tcp_v6_connect",
                 Need::WhereItExists,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
             event(
                 concat!($entry, "connect_v4"),
                 $at_entry,
                 "tcp_v4_connect",
                 CONNECTS,
-                CONNECT | BIND,
+                CONNECT | CHOSEN,
             ),
         ]
     };
@@ -333,11 +335,12 @@ const ONLY_FENTRY: &[Hook] = &[
     event("fentry_unix_connect_call", Kind::Fentry, "unix_stream_connect", CONNECTS, CONNECT),
 ];
 
-// Of many that wait in one function, a return probe misses some (`maxactive`), so the end of a connect is
-// seen where its system call returns.
+// Of many that wait in one function, a return probe misses some (`maxactive`), so the end of a connect, which waits
+// for room, is seen where its system call returns.
 const ONLY_KPROBE: &[Hook] = &[
     hook("tp_unix_connected", Kind::Tracepoint("syscalls"), "sys_exit_connect", UNIX),
     hook("kretprobe_unix_find", Kind::Kprobe, "unix_find_other", UNIX),
+    hook("kprobe_unix_connects", Kind::Kprobe, "unix_stream_connect", UNIX),
     hook("kprobe_unix_may_connect", Kind::Kprobe, "security_unix_stream_connect", UNIX),
     event("kprobe_unix_connect", Kind::Kprobe, "unix_stream_connect", CONNECTS, CONNECT),
 ];
@@ -357,9 +360,9 @@ const TRACEPOINT: &[Hook] = &[
     event("tp_sys_enter_bind", SYSCALLS, "sys_enter_bind", BINDS, BIND),
     event("tp_joined", Kind::BtfTracepoint, "inet_sock_set_state", ESTABLISHES, ESTABLISHED),
     event("tp_answered", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT),
-    event("tp_sends_syn", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT | BIND),
-    event("tp_sys_exit_connect", SYSCALLS, "sys_exit_connect", CONNECTS, CONNECT | BIND),
-    event("tp_sys_enter_connect", SYSCALLS, "sys_enter_connect", CONNECTS, CONNECT | BIND),
+    event("tp_sends_syn", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT | CHOSEN),
+    event("tp_sys_exit_connect", SYSCALLS, "sys_exit_connect", CONNECTS, CONNECT | CHOSEN),
+    event("tp_sys_enter_connect", SYSCALLS, "sys_enter_connect", CONNECTS, CONNECT | CHOSEN),
     event("tp_sys_exit_accept", SYSCALLS, "sys_exit_accept", ACCEPTED, ACCEPT),
     event("tp_sys_enter_accept", SYSCALLS, "sys_enter_accept", ACCEPTED, ACCEPT),
     event("tp_sys_exit_accept4", SYSCALLS, "sys_exit_accept4", ACCEPTED, ACCEPT),

@@ -12,7 +12,7 @@ use aya::{
 use socktrace_common::{Cell, Histograms, Reading, Slot, event::UnixName, stat};
 
 use super::{
-    backend::{Backend, Hook, Kind, Need},
+    backend::{Backend, Hook, Kind, Need, UNIX_COUNTS},
     layout::{BTF_PATH, Layout},
     log,
     wanted::{self, Wanted},
@@ -187,7 +187,18 @@ pub(super) fn attach(
             }
         }
     }
+    let known = |count| backend.hooks().any(|hook| is_for(hook, count));
+    let found = kernel.layout.unix_find_arguments;
+    if backend == Backend::Fentry && !found.is_some_and(known) && without.insert(UNIX_COUNTS) {
+        let reason = format!("unix_find_other has {found:?} arguments");
+        attempt.without.push((UNIX_COUNTS, reason));
+    }
     Ok(attempt)
+}
+
+/// Whether a hook is for a function with so many arguments.
+fn is_for(hook: &Hook, count: u32) -> bool {
+    matches!(hook.need, Need::WithArguments(wanted, _) if wanted == count)
 }
 
 fn detach(ebpf: &mut Ebpf, backend: Backend) {

@@ -541,6 +541,22 @@ impl Tracer {
         self.read(self.control.read(control::EPOCH))
     }
 
+    /// The listener in one slot as it is now; `None` when it cannot be read.
+    pub fn look_at(&mut self, index: u32) -> Result<Option<Tracked>> {
+        let Some(slot) = self.slot(index) else { return Ok(None) };
+        if slot.state == slot_state::OPEN {
+            let end = u64::from(index) + 1;
+            adopt::run(&mut self.ebpf, "snapshot", &[index.into(), end])?;
+        }
+        let mut reading = self.readings.read(index);
+        reading.flags &= self.flags;
+        if reading.flags & READ_DONE == 0 {
+            return Ok(None);
+        }
+        let epoch = self.control.read(control::EPOCH);
+        self.tracked(index, self.slots.read(index), reading, epoch, false).map(Some)
+    }
+
     /// All slots from this one on are free.
     fn used(&self) -> u32 {
         (0..self.slots.len())

@@ -19,6 +19,8 @@ const MOUNTS: [&str; 2] = ["fs/cgroup", "fs/cgroup/unified"];
 const MOST: usize = 1 << 16;
 /// An unknown number is not looked for more often.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Walking may take one part in so many of the time.
+const SHARE: u32 = 50;
 
 /// Where the unified hierarchy is mounted; `sys` is where sysfs is.
 #[must_use]
@@ -71,14 +73,15 @@ impl CgroupIds {
 
     /// The path of a control group, from the root of the hierarchy.
     pub fn path(&mut self, id: u64, now: Instant) -> Option<&str> {
-        let stale = self.read.is_none_or(|read| now.duration_since(read) >= PATIENCE);
+        let stale = self.read.is_none_or(|read| now.saturating_duration_since(read) >= PATIENCE);
         if !self.paths.contains_key(&id)
             && stale
             && let Some(mount) = self.mount.clone()
         {
-            self.read = Some(now);
-            self.paths.clear();
+            let began = Instant::now();
             self.walk(&mount);
+            // The larger the hierarchy, the longer what is not in it has to wait.
+            self.read = Some(now + began.elapsed() * SHARE);
         }
         self.paths.get(&id).map(String::as_str)
     }
@@ -87,7 +90,7 @@ impl CgroupIds {
         let mut open = vec![mount.to_owned()];
         while let Some(directory) = open.pop() {
             if self.paths.len() >= MOST {
-                return;
+                self.paths.clear();
             }
             // A group that is removed meanwhile is none.
             let Ok(metadata) = directory.metadata() else { continue };
@@ -119,7 +122,7 @@ mod tests {
         let young = root.join("young.scope");
         std::fs::create_dir(&young).unwrap();
         assert_eq!(ids.path(id(&young), start), None);
-        assert_eq!(ids.path(id(&young), start + PATIENCE), Some("/young.scope"));
+        assert_eq!(ids.path(id(&young), start + 10 * PATIENCE), Some("/young.scope"));
         std::fs::remove_dir_all(&root).unwrap();
     }
 }

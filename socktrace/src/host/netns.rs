@@ -33,6 +33,14 @@ pub struct NetnsPath {
     pub name: Option<String>,
 }
 
+impl NetnsPath {
+    /// Whether the path still leads into this namespace.
+    #[must_use]
+    pub fn leads_there(&self) -> bool {
+        inode_at(&self.path) == Some(self.inode)
+    }
+}
+
 /// The inode of the namespace at a path, if that is one.
 #[must_use]
 pub(super) fn inode_at(path: &Path) -> Option<u32> {

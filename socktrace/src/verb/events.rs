@@ -27,7 +27,7 @@ use crate::{
     event::{self, Event, Kind, ListenerName, What},
     filter::Filter,
     host::Host,
-    model::SynLimit,
+    model::{Owner, SynLimit},
     view::{self, column::by_address, story::Story, table::Style},
 };
 
@@ -43,6 +43,16 @@ pub fn run(args: &EventsArgs) -> Result<()> {
     let printer = Printer::new(&args.view, by_address)?;
     if args.view.sort.is_some() {
         return Err(Error::Usage("--sort: events come in the order of their times".into()));
+    }
+    if args.kinds() == 0 {
+        return Err(Error::Usage(
+            "--kind lost: losses come with every other kind; name one".into(),
+        ));
+    }
+    if !args.view.port.is_empty() && args.kind.contains(&Kind::Socket) {
+        return Err(Error::Usage(
+            "--kind socket: a socket has no port yet that --port could choose".into(),
+        ));
     }
     need_privileges("events")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -89,7 +99,8 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
 struct Known {
     /// What tells one listener in a slot from the next: its address and when it began.
     of: (u64, u64),
-    name: Arc<ListenerName>,
+    /// `None` when it could not be read.
+    name: Option<Arc<ListenerName>>,
     /// `tcp_syncookies` and `tcp_max_syn_backlog` of its namespace.
     cookies: (u32, u32),
 }
@@ -98,7 +109,7 @@ impl Known {
     fn new(t: &Tracked, host: &Host) -> Self {
         Self {
             of: (t.slot.sk, t.slot.opened_ns),
-            name: Arc::new(engine::named(t, host)),
+            name: Some(Arc::new(engine::named(t, host))),
             cookies: (t.reading.syncookies, t.reading.max_syn_backlog),
         }
     }
@@ -150,7 +161,7 @@ impl Stream {
             unwritten: 0,
         };
         if !json && !args.lifecycle && !args.view.no_header {
-            stream.lines.push(view::event::header(stream.style));
+            stream.lines.push(view::event::header(stream.style), 0);
         }
         let tracked = stream.watch.named()?;
         stream.learn(&tracked);
@@ -207,7 +218,7 @@ impl Stream {
             self.name(happened.event.slot, &mut event)?;
         }
         if event.kind == Kind::Close {
-            let lost = engine::lost(happened.event.slot, &self.watch.tracer.look()?);
+            let lost = self.lost_on_close(happened.event.slot)?;
             if let What::Close { lost_on_close, .. } = &mut event.what {
                 *lost_on_close = lost;
             }
@@ -220,16 +231,24 @@ impl Stream {
     fn print(&mut self, event: &Event) -> Result<()> {
         self.delivered += 1;
         self.left = self.left.map(|left| left.saturating_sub(1));
+        self.write(event, 1)
+    }
+
+    /// `counts`: how many events that is, for the account.
+    fn write(&mut self, event: &Event, counts: u64) -> Result<()> {
         if let Some(story) = &mut self.story {
+            let mut text = Vec::new();
             for line in story.tell(event) {
-                self.lines.push(line);
+                text.extend_from_slice(line.as_bytes());
+                text.push(b'\n');
             }
+            self.lines.push_bytes(&text, counts);
         } else if self.json {
             let mut line = Vec::new();
             view::event::write(&mut line, event)?;
-            self.lines.push_bytes(&line);
+            self.lines.push_bytes(&line, counts);
         } else {
-            self.lines.push(view::event::line(event, self.style));
+            self.lines.push(view::event::line(event, self.style), counts);
         }
         Ok(())
     }
@@ -239,19 +258,24 @@ impl Stream {
         let Some(slot) = self.watch.tracer.slot(index) else { return Ok(()) };
         let of = (slot.sk, slot.opened_ns);
         if self.known.get(&index).is_none_or(|known| known.of != of) {
-            let tracked = self.watch.named()?;
-            self.learn(&tracked);
+            let known = match self.watch.named_at(index)? {
+                Some(t) => Known::new(&t, &self.watch.host),
+                None => Known { of, name: None, cookies: (0, 0) },
+            };
+            self.known.insert(index, known);
         }
-        let Some(known) = self.known.get(&index).filter(|known| known.of == of) else {
+        let known = self.known.get(&index).filter(|known| known.of == of);
+        let Some((known, name)) = known.and_then(|known| Some((known, known.name.as_ref()?)))
+        else {
             return Ok(());
         };
         if slot.ambiguous != 0 {
             // It may have been another one at the same address.
-            event.listener = Some(Arc::new(ListenerName { id: None, ..(*known.name).clone() }));
+            event.listener = Some(Arc::new(ListenerName { id: None, ..(**name).clone() }));
             event.what.queues_mut().map(std::mem::take);
             return Ok(());
         }
-        event.listener = Some(known.name.clone());
+        event.listener = Some(Arc::clone(name));
         if let Some(queues) = event.what.queues_mut()
             && queues.syn_depth.is_some()
         {
@@ -262,19 +286,26 @@ impl Stream {
         Ok(())
     }
 
+    /// What a listener lost that has closed. Who may have taken over is looked for where connections can move.
+    fn lost_on_close(&mut self, index: u32) -> Result<Option<u64>> {
+        let Some(t) = self.watch.tracer.look_at(index)? else { return Ok(None) };
+        let others = if engine::may_migrate(&t) { self.watch.tracer.look()? } else { Vec::new() };
+        Ok(engine::lost(&t, &others))
+    }
+
     /// Keeps what events will say of these listeners, and says which of them are wanted where that depends on
     /// the processes that hold them.
     fn learn(&mut self, tracked: &[Tracked]) {
         let host = &self.watch.host;
         for t in tracked {
             let known = Known::new(t, host);
-            if self.filter.by_process() {
-                let holders = host.owners.of(t.reading.inode);
-                let process = holders.first().and_then(|owner| host.owners.process(owner.pid));
-                let cgroup = process.and_then(|process| process.cgroup.as_deref());
-                if self.filter.holds(holders, cgroup) {
-                    let place = self.filter.place(known.name.family, known.name.netns);
-                    self.watch.tracer.want(t.index, place);
+            if self.filter.by_process()
+                && let Some(name) = &known.name
+            {
+                let mut holders = host.owners.of(t.reading.inode).iter();
+                let cgroup = |owner: &Owner| host.owners.process(owner.pid)?.cgroup.as_deref();
+                if holders.any(|owner| self.filter.process(owner, cgroup(owner))) {
+                    self.watch.tracer.want(t.index, self.filter.place(name.family, name.netns));
                 } else if t.slot.opened_ns == 0 {
                     self.watch.tracer.want(t.index, false);
                 }
@@ -295,32 +326,34 @@ impl Stream {
         self.tell_losses()
     }
 
+    /// Tells what was lost since it was told last. What the reader of stdout is too slow for to be told now is
+    /// told later.
     fn tell_losses(&mut self) -> Result<()> {
-        let lost = self.watch.tracer.lost();
-        let unwritten = self.lines.dropped();
-        for (count, place) in [
-            (lost.ring_full - self.lost.ring_full, "ring buffer full"),
-            (lost.recursion.saturating_sub(self.lost.recursion), "program skipped by the kernel"),
-            (unwritten - self.unwritten, "output too slow"),
+        self.lines.flush();
+        let (lost, unwritten) = (self.watch.tracer.lost(), self.lines.dropped());
+        let mut any = false;
+        for (now, before, place) in [
+            (lost.ring_full, self.lost.ring_full, "ring buffer full"),
+            (lost.recursion, self.lost.recursion, "program skipped by the kernel"),
+            (lost.no_slot, self.lost.no_slot, "no room for a listener (--max-listeners)"),
+            (lost.no_room, self.lost.no_room, "no room for a connection that waits"),
+            (lost.read_failed, self.lost.read_failed, "kernel memory could not be read"),
+            (lost.group_cut, self.lost.group_cut, "too many listeners of a port"),
+            (unwritten, self.unwritten, "output too slow"),
         ] {
+            let count = now.saturating_sub(before);
             if count > 0 {
+                any = true;
                 let what = What::Lost { count, place };
-                let time = SystemTime::now();
-                let kind = Kind::Lost;
-                self.print(&Event {
-                    time,
-                    kind,
-                    listener: None,
-                    caller: None,
-                    netns: None,
-                    socket: None,
-                    what,
-                })?;
-                self.delivered -= 1;
+                let (time, kind) = (SystemTime::now(), Kind::Lost);
+                let (listener, caller, netns, socket) = (None, None, None, None);
+                let event = Event { time, kind, listener, caller, netns, socket, what };
+                self.write(&event, 0)?;
             }
         }
-        (self.lost, self.unwritten) = (lost, unwritten);
-        self.lines.flush();
+        if any && self.lines.flush() {
+            (self.lost, self.unwritten) = (lost, unwritten);
+        }
         Ok(())
     }
 
@@ -328,13 +361,15 @@ impl Stream {
         if self.left != Some(0) {
             self.drain(true)?;
         }
+        self.lines.settle();
         self.tell_losses()?;
-        let delivered = self.delivered.saturating_sub(self.lines.dropped());
-        let summary = self.watch.finish(Some((delivered, self.lines.dropped())))?;
+        let written = self.lines.settle();
+        let unwritten = self.delivered.saturating_sub(written);
+        let summary = self.watch.finish(Some((written, unwritten)))?;
         if self.json {
             let mut line = Vec::new();
             view::json::write(&mut line, &summary)?;
-            self.lines.push_bytes(&line);
+            self.lines.push_bytes(&line, 0);
         }
         self.lines.finish()
     }

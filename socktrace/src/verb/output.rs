@@ -2,9 +2,13 @@
 
 use std::{
     io::{self, BufWriter, IsTerminal as _, Stdout, Write as _},
-    sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
+    },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -97,15 +101,19 @@ impl Printer {
 }
 
 /// Lines to stdout through a thread of their own, so that a reader that does not read stops neither the
-/// reading of events nor the end of the run. What it is too slow for is counted.
+/// reading of events nor the end of the run. Events that it is too slow for are counted.
 pub(super) struct Lines {
     batch: Vec<u8>,
+    /// Events in `batch`.
     count: u64,
     dropped: u64,
+    sent: u64,
     to: Option<SyncSender<(Vec<u8>, u64)>>,
+    /// Batches and events that were written.
+    written: Arc<[AtomicU64; 2]>,
     result: Receiver<io::Result<()>>,
     failed: Option<io::Error>,
-    _writer: JoinHandle<()>,
+    writer: JoinHandle<()>,
 }
 
 /// Batches that wait for the reader of stdout.
@@ -117,63 +125,73 @@ impl Lines {
     pub(super) fn start() -> Result<Self> {
         let (to, from) = sync_channel::<(Vec<u8>, u64)>(MOST_BATCHES);
         let (done, result) = channel();
+        let written: Arc<[AtomicU64; 2]> = Arc::default();
+        let counts = Arc::clone(&written);
         let writer = thread::Builder::new()
             .name("output".into())
             .spawn(move || {
                 let mut out = io::stdout().lock();
-                let written = from.iter().try_for_each(|(batch, _)| {
+                let end = from.iter().try_for_each(|(batch, count)| {
                     out.write_all(&batch)?;
-                    out.flush()
+                    out.flush()?;
+                    counts[1].fetch_add(count, Ordering::Relaxed);
+                    counts[0].fetch_add(1, Ordering::Release);
+                    Ok(())
                 });
                 // Nobody asks any more when the run has ended.
-                let _ = done.send(written);
+                let _ = done.send(end);
             })
             .map_err(Error::run("cannot start a thread"))?;
         Ok(Self {
             batch: Vec::new(),
             count: 0,
             dropped: 0,
+            sent: 0,
             to: Some(to),
+            written,
             result,
             failed: None,
-            _writer: writer,
+            writer,
         })
     }
 
-    pub(super) fn push(&mut self, line: String) {
+    /// A line that tells of so many events.
+    pub(super) fn push(&mut self, line: String, events: u64) {
         let mut line = line.into_bytes();
         line.push(b'\n');
-        self.push_bytes(&line);
+        self.push_bytes(&line, events);
     }
 
-    /// A line with its end.
-    pub(super) fn push_bytes(&mut self, line: &[u8]) {
-        self.batch.extend_from_slice(line);
-        self.count += 1;
+    /// Lines with their ends.
+    pub(super) fn push_bytes(&mut self, lines: &[u8], events: u64) {
+        self.batch.extend_from_slice(lines);
+        self.count += events;
     }
 
-    /// Hands over what there is.
-    pub(super) fn flush(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
+    /// Hands over what there is; returns whether there was room for it.
+    pub(super) fn flush(&mut self) -> bool {
         let batch = (std::mem::take(&mut self.batch), std::mem::take(&mut self.count));
-        let Some(to) = &self.to else { return };
+        let Some(to) = &self.to else { return false };
         match to.try_send(batch) {
-            Ok(()) => {}
-            Err(TrySendError::Full((_, count))) => self.dropped += count,
-            Err(TrySendError::Disconnected(_)) => self.close(),
+            Ok(()) => {
+                self.sent += 1;
+                true
+            }
+            Err(TrySendError::Full((_, count))) => {
+                self.dropped += count;
+                false
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                self.to = None;
+                self.failed = self.result.recv().ok().and_then(io::Result::err);
+                false
+            }
         }
     }
 
-    /// Lines that were not written because nobody read.
+    /// Events that were not written because nobody read.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
-    }
-
-    fn close(&mut self) {
-        self.to = None;
-        self.failed = self.result.recv().ok().and_then(io::Result::err);
     }
 
     /// Whether stdout can be written to no more.
@@ -181,16 +199,30 @@ impl Lines {
         self.to.is_none()
     }
 
-    /// Waits for what was handed over, for a while.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Waits a while until what was handed over is written, and says how many events were so far.
+    pub(super) fn settle(&mut self) -> u64 {
+        const STEP: Duration = Duration::from_millis(5);
         self.flush();
+        let began = Instant::now();
+        while !self.is_closed()
+            && self.written[0].load(Ordering::Acquire) < self.sent
+            && began.elapsed() < PATIENCE
+            && !self.writer.is_finished()
+        {
+            thread::sleep(STEP);
+        }
+        self.written[1].load(Ordering::Relaxed)
+    }
+
+    /// Ends, without waiting for a reader that does not read.
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.settle();
         self.to = None;
         if let Some(error) = self.failed {
             return Err(error.into());
         }
-        match self.result.recv_timeout(PATIENCE) {
+        match self.result.recv_timeout(Duration::from_millis(100)) {
             Ok(written) => Ok(written?),
-            // The reader does not read; the process ends all the same.
             Err(_) => Ok(()),
         }
     }

@@ -41,7 +41,8 @@ struct RangeKey {
 
 pub(super) struct Resolver {
     cgroups: CgroupIds,
-    ranges: HashMap<RangeKey, (Instant, (u32, u32))>,
+    /// `None`: there was no answer.
+    ranges: HashMap<RangeKey, (Instant, Option<(u32, u32)>)>,
     began: Instant,
     spent: Duration,
 }
@@ -79,16 +80,19 @@ impl Resolver {
             let protocol = if udp { IPPROTO_UDP } else { IPPROTO_TCP };
             *conflict = self.holders(host, tracer, (netns, protocol, port), asked);
         }
+        // For a connect the ports that this destination leaves, for a bind to any port all of them.
+        let any = destination.is_none()
+            && (*at_listen || outcome.is(Errno::EADDRINUSE) && port.is_none());
         if let Some(range) = range
-            && !*at_listen
-            && let Some(to) = destination
+            && (any || destination.is_some())
         {
+            let to = destination.as_ref();
             let key = RangeKey {
                 netns,
                 low: range.low,
                 high: range.high,
                 from: socket.local.address.filter(|address| !address.is_unspecified()),
-                to: to.address.zip(to.port),
+                to: to.and_then(|to| to.address.zip(to.port)),
             };
             if let Some((in_use, time_wait)) = self.usage(host, key, *outcome) {
                 (range.in_use, range.time_wait) = (Some(in_use), Some(time_wait));
@@ -156,13 +160,18 @@ impl Resolver {
             conflicts.retain(holds);
         }
         conflicts.truncate(MOST_HOLDERS);
-        for conflict in &mut conflicts {
-            let Some(inode) = conflict.inode else { continue };
-            if host.owners.of(inode).is_empty() {
-                host.owners.read(proc());
-            }
-            conflict.owners = host.owners.of(inode).to_vec();
+        let unowned = |conflict: &Conflict| {
+            conflict.inode.is_some_and(|inode| host.owners.of(inode).is_empty())
+        };
+        if conflicts.iter().any(unowned) {
+            host.owners.read(proc());
         }
+        for conflict in &mut conflicts {
+            conflict.owners =
+                conflict.inode.map_or_else(Vec::new, |inode| host.owners.of(inode).to_vec());
+        }
+        // The very address goes before those that stand for it.
+        conflicts.sort_by_key(|conflict| Some(conflict.address) != asked.address);
         self.spent += began.elapsed();
         // The one that asked is not in its own way.
         (!conflicts.is_empty()).then_some(conflicts)
@@ -174,31 +183,32 @@ impl Resolver {
         let now = Instant::now();
         if let Some((when, answer)) = self.ranges.get(&key)
             && now.duration_since(*when) < FRESH
-            && !outcome.failed()
+            && (answer.is_none() || !outcome.failed())
         {
-            return Some(*answer);
+            return *answer;
         }
         if !self.may_ask() {
             return None;
         }
-        let path = find(host, key.netns)?;
-        let usage = host::range_use(&path, key.low, key.high, key.to, key.from).ok()?;
+        let ask = |path| host::range_use(&path, key.low, key.high, key.to, key.from).ok();
+        let usage = find(host, key.netns).and_then(ask);
+        let answer = usage.map(|usage| (usage.in_use, usage.time_wait));
         self.spent += now.elapsed();
         if self.ranges.len() >= MOST_ANSWERS {
             self.ranges.retain(|_, (when, _)| now.duration_since(*when) < FRESH);
         }
-        let answer = (usage.in_use, usage.time_wait);
         if self.ranges.len() < MOST_ANSWERS {
             self.ranges.insert(key, (now, answer));
         }
-        Some(answer)
+        answer
     }
 }
 
 /// A way into a network namespace.
 fn find(host: &mut Host, inode: u32) -> Option<host::NetnsPath> {
     let known = |host: &Host| host.netns.iter().find(|netns| netns.inode == inode).cloned();
-    let there = |path: &host::NetnsPath| path.path.exists();
+    // A process id may be another process's by now.
+    let there = |path: &host::NetnsPath| path.leads_there();
     if let Some(path) = known(host).filter(there) {
         return Some(path);
     }
@@ -206,11 +216,14 @@ fn find(host: &mut Host, inode: u32) -> Option<host::NetnsPath> {
     known(host)
 }
 
-/// Whether sockets at two addresses get in each other's way.
+/// Whether sockets at two addresses get in each other's way: `0.0.0.0` is every IPv4 address, `::` those too
+/// (but for sockets that are IPv6's alone).
 fn overlap(held: IpAddr, asked: Option<IpAddr>) -> bool {
     let Some(asked) = asked else { return true };
-    let any = held.is_unspecified() || asked.is_unspecified();
-    any || held.to_canonical() == asked.to_canonical()
+    let (held, asked) = (held.to_canonical(), asked.to_canonical());
+    let covers =
+        |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    held == asked || covers(held, asked) || covers(asked, held)
 }
 
 #[cfg(test)]
@@ -233,5 +246,7 @@ mod tests {
         check("::ffff:127.0.0.1", "127.0.0.1", true);
         check("::", "127.0.0.1", true);
         check("::1", "127.0.0.1", false);
+        check("0.0.0.0", "::1", false);
+        check("0.0.0.0", "::", true);
     }
 }

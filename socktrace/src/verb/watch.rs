@@ -27,6 +27,10 @@ const OWNERS_STAY: Duration = Duration::from_secs(5);
 /// Looking for owners may take one part in so many of the time.
 const OWNERS_SHARE: u32 = 100;
 
+/// Asking for a cookie between two intervals may take one part in so many of the time, and this much at once.
+const NAMES_SHARE: u32 = 20;
+const NAMES_ADVANCE: Duration = Duration::from_secs(1);
+
 /// What was asked for.
 pub(super) struct WatchArgs<'a> {
     pub(super) backend: BackendArg,
@@ -48,6 +52,8 @@ pub(super) struct Watch {
     untracked: HashSet<u32>,
     /// Namespaces that could not be entered, forgotten when the owners are read again.
     out_of_reach: HashSet<u32>,
+    /// Time spent on asking for the cookies of single listeners.
+    naming: Duration,
     /// Inodes of sockets that no process holds, forgotten likewise.
     unowned: HashSet<u64>,
     quiet: bool,
@@ -103,6 +109,7 @@ impl Watch {
             untracked: HashSet::new(),
             out_of_reach: HashSet::new(),
             unowned: HashSet::new(),
+            naming: Duration::ZERO,
             quiet: args.quiet,
             started: Instant::now(),
             since: Instant::now(),
@@ -152,6 +159,19 @@ impl Watch {
     pub(super) fn named(&mut self) -> Result<Vec<bpf::Tracked>> {
         let tracked = self.tracer.look()?;
         if self.complete(&tracked) { self.tracer.look() } else { Ok(tracked) }
+    }
+
+    /// One listener that is new, with its cookie unless asking for that has taken too much of the time lately.
+    pub(super) fn named_at(&mut self, index: u32) -> Result<Option<bpf::Tracked>> {
+        let Some(t) = self.tracer.look_at(index)? else { return Ok(None) };
+        let budget = NAMES_ADVANCE + self.started.elapsed() / NAMES_SHARE;
+        if t.reading.cookie != 0 || t.closed() || self.naming > budget {
+            return Ok(Some(t));
+        }
+        let began = Instant::now();
+        let asked = give_cookies(&mut self.host, std::slice::from_ref(&t), &mut self.out_of_reach);
+        self.naming += began.elapsed();
+        if asked { self.tracer.look_at(index) } else { Ok(Some(t)) }
     }
 
     /// Before the kernel side is read: listeners that only `sock_diag` knows, and owners that may

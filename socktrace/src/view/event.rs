@@ -98,6 +98,7 @@ enum Detail<'a> {
         relisten: bool,
         #[serde(flatten)]
         result: ResultRecord,
+        explanation: Option<String>,
     },
     Connect {
         source: &'a End,
@@ -292,7 +293,7 @@ fn detail(event: &Event) -> Detail<'_> {
                 explanation: explanation(event),
             }
         }
-        What::Listen { requested, somaxconn, effective, relisten, outcome } => Detail::Listen {
+        What::Listen { requested, somaxconn, effective, relisten, outcome, .. } => Detail::Listen {
             backlog: Backlog {
                 requested: *requested,
                 somaxconn: *somaxconn,
@@ -301,6 +302,7 @@ fn detail(event: &Event) -> Detail<'_> {
             },
             relisten: *relisten,
             result: (*outcome).into(),
+            explanation: explanation(event),
         },
         What::Connect { source, destination, implicit_bind, outcome, took } => Detail::Connect {
             source,
@@ -346,6 +348,14 @@ pub fn explanation(event: &Event) -> Option<String> {
         What::Bind { asked, outcome, range, unprivileged, explicit, destination, .. } => {
             refused(event, asked, *outcome, *range, *unprivileged, *explicit, destination.as_ref())
         }
+        What::Listen { outcome, .. } => [
+            (Errno::EADDRINUSE, "another socket listens at this address, or no port is left"),
+            (Errno::EINVAL, "the socket is connected, or has no name to listen at"),
+            (Errno::EOPNOTSUPP, "sockets of this type cannot listen"),
+        ]
+        .into_iter()
+        .find(|(errno, _)| outcome.is(*errno))
+        .map(|(_, why)| why.to_owned()),
         What::Connect { outcome: None, .. } => {
             Some("the program closed the socket before an answer came".to_owned())
         }
@@ -581,9 +591,9 @@ pub(super) fn what(event: &Event) -> String {
             }
         }
         What::Bind { outcome, .. } => bind(event, *outcome),
-        What::Listen { requested, somaxconn, effective, relisten, outcome } => {
-            if let Some(errno) = outcome.errno() {
-                return errno;
+        What::Listen { requested, somaxconn, effective, relisten, outcome, .. } => {
+            if outcome.failed() {
+                return failed(event, "refused".to_owned(), Some(*outcome));
             }
             let number = |n: Option<u32>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
             let asked = requested.map_or_else(|| "-".to_owned(), |n| n.to_string());

@@ -11,7 +11,7 @@ use super::{
     event::{queues_text, what},
     printable,
 };
-use crate::event::{Event, Kind, Queues, What};
+use crate::event::{Event, Kind, Queues, SocketKind, What};
 
 /// Sockets that were made but not bound yet are remembered, so many of them.
 const MOST_UNBOUND: usize = 4096;
@@ -26,16 +26,20 @@ struct Life {
     connections: u64,
     drops: u64,
     accepts: u64,
+    listens: bool,
 }
 
 /// Tells the lives of the sockets whose events it is given.
 #[derive(Debug, Default)]
 pub struct Story {
     /// By network namespace and inode: sockets that may become listeners.
-    unbound: VecDeque<((u32, u64), Event)>,
+    unbound: HashMap<(u32, u64), Event>,
+    /// In the order of their making.
+    order: VecDeque<(u32, u64)>,
     lives: HashMap<String, Life>,
     by_inode: HashMap<(u32, u64), String>,
     begun: u32,
+    given_up: u64,
 }
 
 impl Story {
@@ -44,6 +48,10 @@ impl Story {
         match event.kind {
             Kind::Socket => {
                 self.remember(event);
+                Vec::new()
+            }
+            // A datagram socket cannot listen.
+            Kind::Bind if event.socket.as_ref().is_some_and(|s| s.kind == SocketKind::Datagram) => {
                 Vec::new()
             }
             Kind::Bind if matches!(event.what, What::Bind { explicit: true, .. }) => {
@@ -61,11 +69,32 @@ impl Story {
 
     fn remember(&mut self, event: &Event) {
         let Some(key) = key(event) else { return };
-        self.unbound.retain(|(known, _)| *known != key);
-        if self.unbound.len() == MOST_UNBOUND {
-            self.unbound.pop_front();
+        if self.order.len() == MOST_UNBOUND
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.unbound.remove(&oldest);
         }
-        self.unbound.push_back((key, event.clone()));
+        self.order.push_back(key);
+        self.unbound.insert(key, event.clone());
+    }
+
+    /// Room for one more: the one that was silent for longest goes, listeners last.
+    fn make_room(&mut self, lines: &mut Vec<String>) {
+        if self.lives.len() < MOST_STORIES {
+            return;
+        }
+        let oldest = self.lives.iter().min_by_key(|(_, life)| (life.listens, life.last));
+        let Some((name, number)) = oldest.map(|(name, life)| (name.clone(), life.number)) else {
+            return;
+        };
+        self.lives.remove(&name);
+        self.by_inode.retain(|_, known| *known != name);
+        if self.given_up == 0 {
+            lines.push(format!(
+                "  -- more than {MOST_STORIES} sockets: the oldest, #{number}, is told of no more"
+            ));
+        }
+        self.given_up += 1;
     }
 
     /// `bind()`, with the `socket()` before it when that was seen.
@@ -90,22 +119,22 @@ impl Story {
     }
 
     fn begin(&mut self, name: &str, key: (u32, u64), event: &Event, lines: &mut Vec<String>) {
-        if self.lives.len() >= MOST_STORIES {
-            return;
-        }
+        self.make_room(lines);
         self.begun += 1;
-        let made = self
-            .unbound
-            .iter()
-            .position(|(known, _)| *known == key)
-            .and_then(|at| self.unbound.remove(at));
-        let first = made.as_ref().map_or(event, |(_, made)| made);
-        let life =
-            Life { number: self.begun, last: first.time, connections: 0, drops: 0, accepts: 0 };
+        let made = self.unbound.remove(&key);
+        let first = made.as_ref().unwrap_or(event);
+        let life = Life {
+            number: self.begun,
+            last: first.time,
+            connections: 0,
+            drops: 0,
+            accepts: 0,
+            listens: false,
+        };
         self.lives.insert(name.to_owned(), life);
         self.by_inode.insert(key, name.to_owned());
         lines.push(heading(self.begun, event));
-        if let Some((_, made)) = made {
+        if let Some(made) = made {
             lines.extend(self.step(name, &made, "created", &what(&made)));
         }
     }
@@ -123,7 +152,7 @@ impl Story {
             && let Some(name) = self.by_inode.insert(key, id.clone())
             && let Some(life) = self.lives.remove(&name)
         {
-            self.lives.insert(id, life);
+            self.lives.insert(id, Life { listens: true, ..life });
         }
         if lines.is_empty() {
             lines = self.listener(event);
@@ -137,12 +166,16 @@ impl Story {
         let name = listener.id.clone().unwrap_or_else(|| listener.endpoint.clone());
         let mut lines = Vec::new();
         if !self.lives.contains_key(&name) {
-            if self.lives.len() >= MOST_STORIES {
-                return Vec::new();
-            }
+            self.make_room(&mut lines);
             self.begun += 1;
-            let life =
-                Life { number: self.begun, last: event.time, connections: 0, drops: 0, accepts: 0 };
+            let life = Life {
+                number: self.begun,
+                last: event.time,
+                connections: 0,
+                drops: 0,
+                accepts: 0,
+                listens: true,
+            };
             self.lives.insert(name.clone(), life);
             lines.push(format!("{} (older than the trace)", heading(self.begun, event)));
         }
@@ -215,16 +248,11 @@ fn heading(number: u32, event: &Event) -> String {
 /// The kernel's own words for where the socket stands.
 fn state(event: &Event) -> String {
     let queues = match &event.what {
-        What::Established { queues, .. }
+        What::Listen { queues, .. }
+        | What::Established { queues, .. }
         | What::Accept { queues, .. }
         | What::Drop { queues, .. }
         | What::Close { queues, .. } => *queues,
-        What::Listen { effective: Some(limit), .. } => Queues {
-            accept_depth: Some(0),
-            accept_limit: Some(*limit),
-            syn_depth: Some(0),
-            syn_limit: None,
-        },
         _ => Queues::default(),
     };
     let state = match (&event.socket, event.kind) {

@@ -272,18 +272,22 @@ fn an_overflow_is_as_many_events_as_the_kernel_counts() {
             let listener = Listener::new("127.0.0.1:0", 3);
             let id = listener.id();
             let clients = crate::lab::connect(listener.address, 11);
-            // The fourth is in, the others try again.
+            // The fourth is in, the others try again, until they give up.
             std::thread::sleep(Duration::from_millis(1500));
-            (netstat("ListenOverflows"), id, (listener, clients))
+            let (in_queue, late): (Vec<_>, Vec<_>) =
+                clients.into_iter().partition(|client| client.peer_addr().is_ok());
+            assert_eq!(in_queue.len(), 4, "connected");
+            drop(late);
+            std::thread::sleep(Duration::from_millis(300));
+            (netstat("ListenOverflows"), id, (listener, in_queue))
         });
         settle(&tracing, "established", 4);
         netns.within(|| drop(clients));
         settle(&tracing, "close", 1);
         let run = tracing.stop();
         let drops = run.events("drop");
-        // What came between the two readings is the same clients' again.
         assert!(overflows >= 7, "{backend}: {overflows}");
-        assert!(drops.len() as u64 >= overflows, "{backend}: {} of {overflows}", drops.len());
+        assert_eq!(drops.len() as u64, overflows, "{backend}");
         for record in &drops {
             assert_eq!(record["reason"], "accept_queue_full_on_syn", "{backend}: {record:#}");
             assert_eq!(record["accept_queue_depth"], 4, "{backend}: {record:#}");
@@ -333,6 +337,56 @@ fn filters_are_the_kernels() {
             drop(clients);
             netns.within(|| (a.drain(), b.drain()));
         }
+    }
+}
+
+/// What a listener's worker or another process does is told apart; a port that the kernel chose is known; what a
+/// filter says of calls holds too.
+#[test]
+fn filters_know_ports_and_processes_of_calls() {
+    for backend in backends().iter().filter(|backend| sees_calls(backend)) {
+        let netns = Netns::new("calls");
+        let port = 23_459;
+        let tracing = trace(
+            backend,
+            &netns,
+            &["-P", "23459,40000-40006", "--kind", "bind,listen,syn,accept"],
+        );
+        netns.within(|| {
+            set("ipv4/ip_local_port_range", "40000 40006");
+            drop(Listener::new(&format!("127.0.0.1:{port}"), 5));
+            drop(Listener::new("127.0.0.1:23461", 5));
+            // Its port is chosen at listen(), below the slot's beginning.
+            let chosen = Listener::unbound(5);
+            assert!((40_000..=40_006).contains(&chosen.port()));
+            let clients = connected(([127, 0, 0, 1], chosen.port()).into(), 3);
+            for _ in 0..3 {
+                drop(chosen.socket.accept().expect("accept"));
+            }
+            drop(clients);
+        });
+        settle(&tracing, "accept", 3);
+        let run = tracing.stop();
+        let binds: Vec<_> = run.events("bind").iter().map(|r| r["at"].clone()).collect();
+        let of = |at: &str| binds.iter().filter(|one| **one == at).count();
+        // The clients' own ports are of the range, too.
+        assert_eq!((of("bind"), of("listen"), of("connect")), (1, 1, 3), "{backend}: {binds:?}");
+        assert_eq!(run.events("listen").len(), 2, "{backend}");
+        assert_eq!(run.events("syn").len(), 3, "{backend}");
+        assert_eq!(run.events("accept").len(), 3, "{backend}");
+
+        let netns = Netns::new("others");
+        let tracing =
+            trace(backend, &netns, &["-p", "1", "--kind", "socket,bind,listen,accept,connect"]);
+        netns.within(|| {
+            let listener = Listener::new("127.0.0.1:0", 5);
+            let clients = connected(listener.address, 3);
+            assert_eq!(listener.drain(), 3);
+            drop(clients);
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let run = tracing.stop();
+        assert_eq!(run.summary()["events"], 0, "{backend}: {:#?}", run.records);
     }
 }
 

@@ -262,7 +262,16 @@ fn unix_sockets_have_events() {
             assert_eq!(run.events("close").len(), 1, "{backend}");
             assert_eq!(run.events("accept")[0]["listener"]["path"], path, "{backend}");
             assert!(run.events("accept").iter().all(|r| r["accept_wait_us"].is_u64()), "{backend}");
+            // With the connection itself, one after another.
+            let depths: Vec<_> = run
+                .events("established")
+                .iter()
+                .map(|r| r["accept_queue_depth"].as_u64())
+                .collect();
+            assert_eq!(depths, [Some(1), Some(2), Some(3)], "{backend}");
         }
+        // A path that leads nowhere is nobody's loss.
+        assert_eq!(run.summary()["lost_events"], 0, "{backend}: {:#}", run.summary());
         drop((clients, accepted));
     }
 }
