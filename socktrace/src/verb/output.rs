@@ -170,8 +170,11 @@ impl Lines {
 
     /// Hands over what there is; returns whether there was room for it.
     pub(super) fn flush(&mut self) -> bool {
-        let batch = (std::mem::take(&mut self.batch), std::mem::take(&mut self.count));
         let Some(to) = &self.to else { return false };
+        if self.batch.is_empty() && self.count == 0 {
+            return true;
+        }
+        let batch = (std::mem::take(&mut self.batch), std::mem::take(&mut self.count));
         match to.try_send(batch) {
             Ok(()) => {
                 self.sent += 1;
