@@ -61,6 +61,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Setup => {
             setup::compiler()?;
+            setup::servers()?;
             setup::machines()?;
         }
         Verb::Build(args) => {

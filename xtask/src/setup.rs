@@ -45,6 +45,29 @@ pub(crate) fn compiler() -> Result<()> {
     system_linker()
 }
 
+/// Debian's, whatever else is first on PATH.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+/// What the root tests watch; each is a package, and a service of that name.
+pub(crate) const SERVERS: &[&str] = &["nginx", "haproxy", "redis-server"];
+
+/// What the root tests need: servers to watch.
+pub(crate) fn servers() -> Result<()> {
+    if !Path::new(PYTHON).exists() {
+        apt_install(&["python3-minimal"])?;
+    }
+    let missing: Vec<&str> = SERVERS.iter().copied().filter(|name| !exists(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    apt_install(&missing)?;
+    // Nor at the next boot. Where that fails they run beside the tests, which live in namespaces of
+    // their own.
+    if exists("systemctl") {
+        succeeds(as_root("systemctl")?.args(["--quiet", "disable"]).args(&missing));
+    }
+    Ok(())
+}
+
 /// What the kernel matrix needs.
 pub(crate) fn machines() -> Result<()> {
     let needed = [
@@ -161,10 +184,22 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     apt(&install).with_context(|| format!("install {} by hand", packages.join(", ")))
 }
 
+/// Runs its arguments while no package may start a service (`invoke-rc.d(8)`: 101 forbids it).
+const WITHOUT_SERVICES: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if ! [ -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' > $policy
+    chmod 755 $policy
+fi
+"$@"
+"#;
+
 fn apt(arguments: &[&str]) -> Result<()> {
     let quiet = ["-qq", "-o=Dpkg::Use-Pty=0"];
-    run(as_root("env")?
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+    run(as_root("sh")?
+        .args(["-c", WITHOUT_SERVICES, "sh"])
+        .args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"])
         .args(quiet)
         .args(arguments))
 }

@@ -25,6 +25,7 @@ pub(crate) struct TestArgs {
 
 pub(crate) fn all(args: &TestArgs) -> Result<()> {
     setup::compiler()?;
+    setup::servers()?;
     setup::machines()?;
     if !args.no_lint {
         step("format", || {

@@ -11,11 +11,23 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::kernels::{Files, Kernel};
-use crate::sh::{command, output, run, target, which};
+use crate::{
+    setup::{PYTHON, SERVERS},
+    sh::{command, output, run, target, which},
+};
 
 /// What the tests need of the kernel, in the order of loading.
 const MODULES: &[&str] =
     &["inet_diag", "tcp_diag", "udp_diag", "unix_diag", "veth", "tun", "mptcp_diag"];
+
+/// Prints what a script of the tests needs of python's library, and what python finds that by: `os` and a
+/// directory.
+const PYTHON_NEEDS: &str = "\
+import _socket, os, sys
+for module in sys.modules.values():
+    if getattr(module, '__file__', None):
+        print(module.__file__)
+print(os.path.dirname(os.__file__) + '/lib-dynload')";
 
 /// Printed by `init` at the very end: without it the guest died.
 pub(super) const END: &str = "xtask-vm-exit:";
@@ -41,6 +53,8 @@ done
 ip link set lo up
 echo 'root:x:0:0:root:/:/bin/sh
 nobody:x:65534:65534:nobody:/:/bin/sh' > /etc/passwd
+echo 'root:x:0:
+nogroup:x:65534:' > /etc/group
 export PATH=/bin HOME=/ SOCKTRACE_BIN=/bin/socktrace SOCKTRACE_VM=1 RUST_BACKTRACE=1 NO_COLOR=1
 echo "
 @BEGIN@"
@@ -67,6 +81,11 @@ pub(super) fn make(
         copy(from, &tree.join(path))?;
     }
     with_libraries(&which("ss").context("ss is not installed")?, "bin/ss", &tree)?;
+    for name in SERVERS {
+        let program = which(name).with_context(|| format!("{name} is not installed"))?;
+        with_libraries(&program, inside(&program), &tree)?;
+    }
+    python(&tree)?;
     modules(files, &tree)?;
     script(&tree.join("init"), &INIT.replace("@BEGIN@", BEGIN).replace("@END@", END))?;
     script(&tree.join("command"), &shell_line(arguments))?;
@@ -95,11 +114,32 @@ fn shell_line(arguments: &[String]) -> String {
 }
 
 /// A program of this machine with the shared libraries it names.
-fn with_libraries(program: &Path, to: &str, tree: &Path) -> Result<()> {
+fn with_libraries(program: &Path, to: impl AsRef<Path>, tree: &Path) -> Result<()> {
     copy(program, &tree.join(to))?;
     for line in output(command("ldd").arg(program))?.lines() {
         if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) {
-            copy(Path::new(library), &tree.join(library.trim_start_matches('/')))?;
+            copy(Path::new(library), &tree.join(inside(Path::new(library))))?;
+        }
+    }
+    Ok(())
+}
+
+/// A path of this machine below the guest's root.
+fn inside(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// The interpreter with the least of its library.
+fn python(tree: &Path) -> Result<()> {
+    let program = Path::new(PYTHON);
+    with_libraries(program, inside(program), tree)?;
+    let needs = output(command(PYTHON).args(["-I", "-S", "-c", PYTHON_NEEDS]))?;
+    for path in needs.lines().map(Path::new) {
+        let to = tree.join(inside(path));
+        if path.is_dir() {
+            fs::create_dir_all(to)?;
+        } else {
+            copy(path, &to)?;
         }
     }
     Ok(())

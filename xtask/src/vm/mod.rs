@@ -41,6 +41,7 @@ pub(crate) struct VmArgs {
 
 pub(crate) fn run(args: &VmArgs) -> Result<()> {
     setup::compiler()?;
+    setup::servers()?;
     setup::machines()?;
     let kernels: Vec<&Kernel> = match args.kernel {
         Some(kernel) => vec![kernel],
