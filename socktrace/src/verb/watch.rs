@@ -54,6 +54,8 @@ pub(super) struct Watch {
     out_of_reach: HashSet<u32>,
     /// Time spent on asking for the cookies of single listeners.
     naming: Duration,
+    /// Namespaces that nothing is known of, not even a name, forgotten likewise.
+    nameless: HashSet<u32>,
     /// Inodes of sockets that no process holds, forgotten likewise.
     unowned: HashSet<u64>,
     quiet: bool,
@@ -108,6 +110,7 @@ impl Watch {
             listeners: 0,
             untracked: HashSet::new(),
             out_of_reach: HashSet::new(),
+            nameless: HashSet::new(),
             unowned: HashSet::new(),
             naming: Duration::ZERO,
             quiet: args.quiet,
@@ -187,8 +190,6 @@ impl Watch {
         }
         if self.owners_read.elapsed() > OWNERS_STAY.max(self.owners_cost * OWNERS_SHARE) {
             self.read_owners();
-            self.unowned.clear();
-            self.out_of_reach.clear();
             // Where no hook tells of new AF_UNIX listeners.
             if self.tracer.misses_unix() {
                 self.tracer.adopt()?;
@@ -197,17 +198,23 @@ impl Watch {
         Ok(())
     }
 
+    /// Reads everything of processes and namespaces anew, and forgets what was in vain before.
     fn read_owners(&mut self) {
         let began = Instant::now();
         self.host.owners.read(proc());
+        self.host.netns = host::reachable(proc());
+        self.unowned.clear();
+        self.nameless.clear();
+        self.out_of_reach.clear();
         self.owners_cost = began.elapsed();
         self.owners_read = Instant::now();
     }
 
-    /// For listeners that are new: gets them a cookie and looks for their owners. Returns whether
-    /// the kernel was asked for something.
+    /// For listeners that are new: gets them a cookie and looks for their owners and the names of their
+    /// namespaces. Returns whether the kernel was asked for something.
     fn complete(&mut self, tracked: &[bpf::Tracked]) -> bool {
         self.find_owners(tracked);
+        self.find_namespaces(tracked);
         give_cookies(&mut self.host, tracked, &mut self.out_of_reach)
     }
 
@@ -230,7 +237,19 @@ impl Watch {
         if died || tracked.iter().any(|t| ownerless(self, t)) {
             self.read_owners();
             let unowned = tracked.iter().filter(|t| ownerless(self, t)).map(|t| t.reading.inode);
-            self.unowned = unowned.chain(self.unowned.iter().copied()).collect();
+            self.unowned = unowned.collect();
+        }
+    }
+
+    fn find_namespaces(&mut self, tracked: &[bpf::Tracked]) {
+        let unknown = |watch: &Self| -> HashSet<u32> {
+            let all = tracked.iter().filter(|t| !t.closed()).map(|t| t.reading.netns);
+            let known: HashSet<u32> = watch.host.netns.iter().map(|netns| netns.inode).collect();
+            all.filter(|inode| !known.contains(inode) && !watch.nameless.contains(inode)).collect()
+        };
+        if !unknown(self).is_empty() {
+            self.host.netns = host::reachable(proc());
+            self.nameless.extend(unknown(self));
         }
     }
 
