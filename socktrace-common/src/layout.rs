@@ -72,6 +72,7 @@ macro_rules! for_each_field {
             INODE_INO "inode" "i_ino" required bytes;
             TASK_TASKS "task_struct" "tasks" required bytes;
             TASK_TGID "task_struct" "tgid" required bytes;
+            TASK_COMM "task_struct" "comm" required bytes;
             TASK_LEADER "task_struct" "group_leader" required bytes;
             TASK_FILES "task_struct" "files" required bytes;
             TASK_NSPROXY "task_struct" "nsproxy" required bytes;

@@ -2,11 +2,11 @@
 
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel, bpf_probe_read_user,
-    generated::{bpf_get_current_comm, bpf_skc_to_tcp_sock},
+    generated::{bpf_get_current_task, bpf_probe_read_kernel_str, bpf_skc_to_tcp_sock},
 };
 use socktrace_common::{layout::ABSENT, stat};
 
-use crate::maps;
+use crate::{layout as at, maps};
 
 /// How a program may read a kernel object.
 pub(crate) trait Mem {
@@ -94,11 +94,20 @@ pub(crate) unsafe fn read_from<T: Copy>(from: *const u8, user: bool) -> Option<T
     }
 }
 
-/// The running task's name, in words: bytes would be copied one by one.
+/// The name of the running process, in words: bytes would be copied one by one. It belongs to the process
+/// id that it stands beside, so it is the first thread's name, as `/proc/PID/comm` has it.
 #[inline(always)]
 pub(crate) fn current_comm() -> [u64; 2] {
     let mut comm = [0_u64; 2];
-    // SAFETY: the helper fills 16 bytes and puts a NUL behind the name.
-    let failed = unsafe { bpf_get_current_comm((&raw mut comm).cast(), 16) };
-    if failed == 0 { comm } else { [0; 2] }
+    // SAFETY: the helpers survive any address; the last one writes 16 bytes at most.
+    let length = unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        let Some(leader) = Probe::read::<*const u8>(task, at::TASK_LEADER.load()) else {
+            return comm;
+        };
+        // Up to the NUL: older kernels leave what was behind a longer name (`__set_task_comm`).
+        let name = leader.wrapping_add(at::TASK_COMM.load() as usize);
+        bpf_probe_read_kernel_str((&raw mut comm).cast(), 16, name.cast())
+    };
+    if length > 0 { comm } else { [0; 2] }
 }
