@@ -18,7 +18,7 @@ use crate::sh::{command, say};
 
 /// A guest that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(240);
-const LONGEST: Duration = Duration::from_secs(20 * 60);
+const LONGEST: Duration = Duration::from_secs(40 * 60);
 /// QEMU's emulator itself kills one boot in about ten of the newest kernels, before anything of ours
 /// runs or in the middle of it. Such a death is not ours; three in a row are.
 const TRIES: u32 = 3;
