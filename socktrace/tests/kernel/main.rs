@@ -11,6 +11,7 @@ mod exact;
 mod lab;
 mod listeners;
 mod manners;
+mod owners;
 mod queues;
 mod run;
 mod unix;

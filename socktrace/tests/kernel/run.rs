@@ -52,6 +52,11 @@ pub(crate) fn sees_requested(backend: &str) -> bool {
     backend != "tracepoint" || tracefs
 }
 
+/// Whether a backend can see who calls `accept()`: no tracepoint does.
+pub(crate) fn sees_accept(backend: &str) -> bool {
+    backend != "tracepoint"
+}
+
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::null());
@@ -169,6 +174,27 @@ impl Tracing {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
+            }
+            seen = changed.wait_timeout(seen, left).expect("lock").0;
+        }
+    }
+
+    /// Waits for a record that is as wanted, among those that come from now on, and returns it.
+    pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let (lock, changed) = &*self.seen;
+        let mut seen = lock.lock().expect("lock");
+        let deadline = Instant::now() + PATIENCE;
+        let began = seen.records.len();
+        let mut looked_at = began;
+        loop {
+            if let Some(record) = seen.records[looked_at..].iter().find(|record| wanted(record)) {
+                return record.clone();
+            }
+            looked_at = seen.records.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if seen.ended || left.is_zero() {
+                let last = &seen.records[began.max(looked_at.saturating_sub(5))..];
+                panic!("no record with {what} for {PATIENCE:?}; the last ones: {last:#?}");
             }
             seen = changed.wait_timeout(seen, left).expect("lock").0;
         }
