@@ -180,6 +180,10 @@ fn known(backend: Backend, attempt: &Attempt) -> u64 {
     known
 }
 
+/// The program that sees every connect of the machine end (kprobe), for the sake of a few: a run that the kernel
+/// skips is seldom a loss.
+const UNIX_CONNECTED: &str = "tp_unix_connected";
+
 /// What means something for an AF_UNIX listener.
 const OF_UNIX: u64 = 1 << count::ESTABLISHED
     | 1 << count::ACCEPTED
@@ -212,6 +216,8 @@ pub struct Tracer {
     stats: Shared<u64>,
     names: Shared<UnixName>,
     ring: Ring,
+    /// Some ends of connects were not seen, whatever they connected to.
+    refusals_missed: bool,
     /// Kinds of events that are wanted, a bit each.
     events: u32,
     /// Slots that the last reading found closed, those without a usable reading too.
@@ -292,6 +298,7 @@ impl Tracer {
             stats: Shared::new("STATS", map("STATS")?, stat::COUNT * options.cpus)?,
             names: Shared::new("PATHS", map("PATHS")?, slots)?,
             ring: Ring::new(map("EVENTS")?)?,
+            refusals_missed: false,
             events: options.events.as_ref().map_or(0, |wanted| wanted.kinds),
             backend: None,
             attempt: Attempt::default(),
@@ -570,6 +577,7 @@ impl Tracer {
         for first in (0..used).step_by(SNAPSHOT_BATCH as usize) {
             adopt::run(&mut self.ebpf, "snapshot", &[u64::from(first), u64::from(used)])?;
         }
+        self.refusals_missed = self.misses_of(UNIX_CONNECTED) > 0;
         let mut tracked = Vec::new();
         // An event that was missed moved counters that the next one took for its own.
         let unsure = self.backend == Some(Backend::Tracepoint) && self.lost().total() > 0;
@@ -664,7 +672,11 @@ impl Tracer {
     /// What of the counts can be right for a listener.
     fn certain(&self, slot: &Slot, reading: &Reading, unsure: bool) -> u64 {
         if slot.family == AF_UNIX {
-            return if self.sees_unix() { OF_UNIX } else { 0 };
+            return match (self.sees_unix(), self.refusals_missed) {
+                (false, _) => 0,
+                (true, false) => OF_UNIX,
+                (true, true) => OF_UNIX & !(1 << count::CONNECTS_REFUSED),
+            };
         }
         !ONLY_UNIX & self.certain_tcp(slot, reading, unsure)
     }
@@ -826,8 +838,14 @@ impl Tracer {
 
     /// The kernel counts them per program since 5.12 (`bpf_prog_show_fdinfo`).
     fn recursion_misses(&self) -> u64 {
-        let misses = |name: &&str| number(&self.fdinfo(name)?, "recursion_misses:");
-        self.attempt.attached.iter().filter_map(misses).sum()
+        let counts = |name: &&&str| **name != UNIX_CONNECTED;
+        self.attempt.attached.iter().filter(counts).map(|name| self.misses_of(name)).sum()
+    }
+
+    fn misses_of(&self, name: &str) -> u64 {
+        let attached = self.attempt.attached.contains(&name);
+        let misses = || number(&self.fdinfo(name)?, "recursion_misses:");
+        if attached { misses().unwrap_or(0) } else { 0 }
     }
 
     /// What the programs cost so far: nanoseconds only where `kernel.bpf_stats_enabled` is on.
