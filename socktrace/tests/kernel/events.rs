@@ -569,6 +569,13 @@ fn a_lifecycle_is_told_as_a_story() {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let listener = Listener::new(&address.to_string(), 2);
             let clients = connected(address, 3);
+            // A client is connected before its last ACK has arrived.
+            for _ in 0..100 {
+                if crate::lab::ss_queue(listener.inode).0 == 3 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
             let late = crate::lab::connect(address, 1);
             std::thread::sleep(Duration::from_millis(200));
             drop(listener.socket.accept().expect("accept"));
