@@ -276,7 +276,8 @@ fn an_overflow_is_as_many_events_as_the_kernel_counts() {
             std::thread::sleep(Duration::from_millis(1500));
             let (in_queue, late): (Vec<_>, Vec<_>) =
                 clients.into_iter().partition(|client| client.peer_addr().is_ok());
-            assert_eq!(in_queue.len(), 4, "connected");
+            // On a slow machine one more may believe it: its last ACK came to the full queue.
+            assert!(in_queue.len() >= 4, "connected: {}", in_queue.len());
             drop(late);
             std::thread::sleep(Duration::from_millis(300));
             (netstat("ListenOverflows"), id, (listener, in_queue))
@@ -289,7 +290,8 @@ fn an_overflow_is_as_many_events_as_the_kernel_counts() {
         assert!(overflows >= 7, "{backend}: {overflows}");
         assert_eq!(drops.len() as u64, overflows, "{backend}");
         for record in &drops {
-            assert_eq!(record["reason"], "accept_queue_full_on_syn", "{backend}: {record:#}");
+            let reason = record["reason"].as_str().expect("a reason");
+            assert!(reason.starts_with("accept_queue_full_on_"), "{backend}: {record:#}");
             assert_eq!(record["accept_queue_depth"], 4, "{backend}: {record:#}");
             assert_eq!(record["listener"]["id"], id.as_str(), "{backend}");
         }
