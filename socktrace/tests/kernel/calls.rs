@@ -251,7 +251,8 @@ fn failed_connects_say_why() {
     }
 }
 
-/// Seven ports for seven connections: the eighth connect finds none, and the event says so.
+/// Eight ports for eight connections: the ninth connect finds none, and the event says so. (Of an odd number
+/// `__inet_hash_connect` leaves one out.)
 #[test]
 fn an_exhausted_range_of_ports_is_named() {
     for backend in backends_with_calls() {
@@ -268,30 +269,30 @@ fn an_exhausted_range_of_ports_is_named() {
             assert_eq!(bound, Some(libc::EADDRINUSE));
             (listener.address, (listener, clients))
         });
-        settle(&tracing, "connect", 8);
+        settle(&tracing, "connect", 9);
         let run = tracing.stop();
         drop(clients);
         let binds = run.events("bind");
         let implicit: Vec<_> = binds.iter().filter(|r| r["explicit"] == false).collect();
-        assert_eq!(implicit.len(), 8, "{backend}: {implicit:#?}");
+        assert_eq!(implicit.len(), 9, "{backend}: {implicit:#?}");
         let (failed, chosen): (Vec<&&Value>, Vec<&&Value>) =
             implicit.into_iter().partition(|r| r["errno"] == "EADDRNOTAVAIL");
         let ports: BTreeSet<u16> = chosen.iter().map(|record| end(record).port()).collect();
-        assert_eq!(ports, (40_000..=40_006).collect(), "{backend}");
+        assert_eq!(ports, (40_000..=40_007).collect(), "{backend}");
         assert_eq!(failed.len(), 1, "{backend}");
-        let range = serde_json::json!({"low": 40_000, "high": 40_006, "in_use": 7, "time_wait": 0});
+        let range = serde_json::json!({"low": 40_000, "high": 40_007, "in_use": 8, "time_wait": 0});
         assert_eq!(failed[0]["port_range"], range, "{backend}: {:#}", failed[0]);
         assert_eq!(end(&failed[0]["destination"]), address, "{backend}");
         let words = failed[0]["explanation"].as_str().expect("words");
         assert!(
-            words.contains("no port of 40000-40006 (7 of 7 in use) is left"),
+            words.contains("no port of 40000-40007 (8 of 8 in use) is left"),
             "{backend}: {words}"
         );
         let any = binds.iter().find(|r| r["errno"] == "EADDRINUSE").expect("the bind to any port");
-        assert_eq!(any["explanation"], "no port of 40000-40006 is left", "{backend}");
+        assert_eq!(any["explanation"], "no port of 40000-40007 is left", "{backend}");
         let connects = run.events("connect");
         let refused = connects.iter().filter(|r| r["errno"] == "EADDRNOTAVAIL").count();
-        assert_eq!((connects.len(), refused), (8, 1), "{backend}: {connects:#?}");
+        assert_eq!((connects.len(), refused), (9, 1), "{backend}: {connects:#?}");
     }
 }
 
