@@ -259,10 +259,10 @@ fn an_exhausted_range_of_ports_is_named() {
         let netns = Netns::new("exhausted");
         let tracing = trace(backend, &netns, &["--kind", "bind,connect"]);
         let (address, clients) = netns.within(|| {
-            std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40006")
+            std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40007")
                 .expect("sysctl");
             let listener = Listener::new("127.0.0.1:31013", 64);
-            let clients = connected(listener.address, 7);
+            let clients = connected(listener.address, 8);
             let failed = tcp().connect(&listener.address.into()).expect_err("no port is left");
             assert_eq!(failed.raw_os_error(), Some(libc::EADDRNOTAVAIL));
             let bound = bind(&tcp(), "127.0.0.1:0");
