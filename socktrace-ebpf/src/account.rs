@@ -20,7 +20,7 @@ use socktrace_common::{
     AF_UNIX, BUCKETS, Cell, IPPROTO_MPTCP, Mib, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor,
     bucket, count, counters_key, counting,
     event::{kind, step},
-    slot_state, stat,
+    slot_state, stat, tcp_state,
 };
 
 use crate::{
@@ -182,9 +182,7 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32
     let Some(context) = context() else { return };
     context.doing = doing::NOTHING;
     // SAFETY: the caller's promise.
-    let Some(index) = (unsafe { listener::slot::<M>(sk) }) else {
-        return;
-    };
+    let Some(index) = (unsafe { slot_of::<M>(doing, sk) }) else { return };
     let Some(slot) = maps::SLOTS.get(index) else { return };
     let mib = slot.mib;
     if mib == 0 {
@@ -227,6 +225,19 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32
     context.sk = sk as u64;
     context.skb = skb as u64;
     context.doing = doing;
+}
+
+/// The slot of a listener. One that nobody knew yet is taken in at its next SYN: no process holds it, or it is
+/// from before the trace and has not been looked for yet.
+#[inline(always)]
+unsafe fn slot_of<M: Mem>(doing: u32, sk: *const u8) -> Option<u32> {
+    let known = maps::slot_of(sk);
+    if known.is_some() || doing != doing::SYN {
+        return known;
+    }
+    // SAFETY: the caller's promise.
+    let state: Option<u8> = unsafe { M::read(sk, at::SK_STATE.load()) };
+    if state == Some(tcp_state::LISTEN) { listener::adopt(sk) } else { None }
 }
 
 /// The listener of the function that ends, for probes that see no arguments then.

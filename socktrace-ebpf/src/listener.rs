@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use socktrace_common::{
     AF_INET6, AF_UNIX, Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count,
-    event::kind, slot_state, tcp_state, wanted,
+    event::kind, slot_state, wanted,
 };
 
 use crate::{
@@ -189,24 +189,10 @@ fn mark_closed(index: u32, flag: u32) {
     }
 }
 
-/// The slot of a listener; one that nobody knew yet is taken in.
-///
-/// # Safety
-/// `sk` must be a `struct sock` pointer that `M` may read.
-#[inline(always)]
-pub(crate) unsafe fn slot<M: Mem>(sk: *const u8) -> Option<u32> {
-    if let Some(index) = maps::slot_of(sk) {
-        return Some(index);
-    }
-    // SAFETY: the caller's promise.
-    let state: Option<u8> = unsafe { M::read(sk, layout::SK_STATE.load()) };
-    if state == Some(tcp_state::LISTEN) { adopt(sk) } else { None }
-}
-
 /// Either queue of a listener may have grown: keep the highest values.
 ///
 /// # Safety
-/// As for [`slot`].
+/// `sk` must be a `struct sock` pointer that `M` may read.
 #[inline(always)]
 pub(crate) unsafe fn peaks<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
     // One early return a read: what 5.10's verifier cannot follow is a pair of options.

@@ -46,13 +46,11 @@ const MAX_ERRNO: u64 = 4095;
 /// The length of a listener's accept queue, and the limit: the kernel compares by `>`
 /// (`unix_recvq_full`).
 #[inline(always)]
-unsafe fn queue<M: Mem>(sk: *const u8) -> Option<(u32, u32)> {
-    // SAFETY: the caller's promise.
+unsafe fn queue(sk: *const u8) -> Option<(u32, u32)> {
+    // SAFETY: `Probe` survives any address.
     unsafe {
-        let depth: Option<u32> = M::read(sk, at::SK_RECEIVE_LEN.load());
-        let depth = depth?;
-        let limit: Option<u32> = M::read(sk, at::SK_MAX_ACK_BACKLOG.load());
-        Some((depth, limit?))
+        let depth: u32 = Probe::read(sk, at::SK_RECEIVE_LEN.load())?;
+        Some((depth, Probe::read(sk, at::SK_MAX_ACK_BACKLOG.load())?))
     }
 }
 
@@ -87,10 +85,10 @@ pub(crate) fn listen(socket: *const u8) {
 pub(crate) fn queued(other: *const u8, child: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let Some(index) = listener::slot::<Probe>(other) else { return };
+        let Some(index) = maps::slot_of(other) else { return };
         let Some((cell, half)) = maps::cell(index) else { return };
         increment(cell, count::ESTABLISHED);
-        note::<Probe>(other, cell, half);
+        note(other, cell, half);
         account::waits(child, index, bpf_ktime_get_ns());
         // The queue is looked at again when the connection is in it.
         let attempt = Attempt { slot: index, waited: 0 };
@@ -139,9 +137,9 @@ pub(crate) fn connects() {
 
 /// Keeps the highest depth of the queue.
 #[inline(always)]
-unsafe fn note<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
-    // SAFETY: the caller's promise.
-    let Some((depth, _)) = (unsafe { queue::<M>(sk) }) else { return };
+unsafe fn note(sk: *const u8, cell: &mut Cell, half: usize) {
+    // SAFETY: `Probe` survives any address.
+    let Some((depth, _)) = (unsafe { queue(sk) }) else { return };
     increment(cell, count::EVENTS);
     if depth > cell.accept_peak[half] {
         cell.accept_peak[half] = depth;
@@ -153,18 +151,23 @@ unsafe fn note<M: Mem>(sk: *const u8, cell: &mut Cell, half: usize) {
 pub(crate) fn found(other: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        // Nobody, or an error in a pointer's clothes (`ERR_PTR`).
-        if other.is_null()
-            || other as u64 >= MAX_ERRNO.wrapping_neg()
-            || listens(other) != Some(true)
-        {
-            return;
-        }
-        let Some((depth, limit)) = queue::<Probe>(other) else { return };
+        let slot = if let Some(slot) = maps::slot_of(other) {
+            slot
+        } else {
+            // Nobody, or an error in a pointer's clothes (`ERR_PTR`).
+            if other.is_null() || other as u64 >= MAX_ERRNO.wrapping_neg() {
+                return;
+            }
+            if listens(other) != Some(true) {
+                return;
+            }
+            let Some(slot) = listener::adopt(other) else { return };
+            slot
+        };
+        let Some((depth, limit)) = queue(other) else { return };
         if account::is_calm(depth, limit) {
             return;
         }
-        let Some(slot) = listener::slot::<Probe>(other) else { return };
         let thread = bpf_get_current_pid_tgid();
         // A connect that waited looks for the listener again.
         if ATTEMPTS.get(thread).is_none_or(|attempt| attempt.slot != slot) {
@@ -178,12 +181,9 @@ pub(crate) fn found(other: *const u8) {
 pub(crate) fn waits_for_room(other: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        if listens(other) != Some(true) {
-            return;
-        }
-        let Some(slot) = listener::slot::<Probe>(other) else { return };
+        let Some(slot) = maps::slot_of(other) else { return };
         let Some((cell, half)) = maps::cell(slot) else { return };
-        note::<Probe>(other, cell, half);
+        note(other, cell, half);
         let thread = bpf_get_current_pid_tgid();
         if ATTEMPTS.get(thread).is_some_and(|attempt| attempt.slot == slot && attempt.waited == 1) {
             return;
@@ -203,7 +203,7 @@ pub(crate) fn connected(result: i32) {
     let Some(entry) = maps::SLOTS.get(slot) else { return };
     let Some((cell, half)) = maps::cell(slot) else { return };
     // SAFETY: `Probe` survives any address.
-    unsafe { note::<Probe>(entry.sk as *const u8, cell, half) };
+    unsafe { note(entry.sk as *const u8, cell, half) };
     if result == -EAGAIN {
         increment(cell, count::CONNECTS_REFUSED);
     }
