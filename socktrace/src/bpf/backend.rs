@@ -137,6 +137,18 @@ pub(super) enum Need {
     WithArguments(u32, &'static str),
 }
 
+impl Hook {
+    /// The function that has to be named to the kernel by its id.
+    pub(super) fn btf_function(&self) -> Option<String> {
+        matches!(self.kind, Kind::Fentry | Kind::Fexit).then(|| self.target.to_owned())
+    }
+
+    /// The same for a tracepoint: the type of its probes.
+    pub(super) fn btf_tracepoint(&self) -> Option<String> {
+        (self.kind == Kind::BtfTracepoint).then(|| format!("btf_trace_{}", self.target))
+    }
+}
+
 const fn hook(program: &'static str, kind: Kind, target: &'static str, need: Need) -> Hook {
     Hook { program, kind, target, need, events: 0 }
 }

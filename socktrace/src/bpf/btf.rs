@@ -4,6 +4,8 @@
 //! Only as much as is needed for that: types are walked over once, without a copy of any. Libraries
 //! that build a model of all 150,000 types take longer for it than the rest of the start-up.
 
+use std::{collections::HashSet, ffi::CStr};
+
 /// The offset of a field in bits, and whether it is a bit-field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -35,6 +37,7 @@ mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
+    pub(super) const FWD: u32 = 7;
     pub(super) const TYPEDEF: u32 = 8;
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
@@ -49,6 +52,7 @@ mod kind {
 }
 
 const MAGIC: u16 = 0xeb9f;
+const HEADER: u32 = 24;
 /// Name, information, size or type.
 const RECORD: usize = 12;
 /// Name, type, offset.
@@ -128,6 +132,38 @@ impl<'a> Btf<'a> {
         (kind(prototype) == kind::FUNC_PROTO).then_some(u32_at(prototype, 4)? & 0xffff)
     }
 
+    /// BTF in which functions, and types of tracepoints, of these names have the ids they have here, and all
+    /// else is nameless: whoever only asks for ids by names need not read all of it.
+    pub(super) fn ids_only(
+        &self,
+        functions: &HashSet<Vec<u8>>,
+        tracepoints: &HashSet<Vec<u8>>,
+    ) -> Vec<u8> {
+        const NAMELESS: [[u8; 4]; 3] = [[0; 4], (kind::FWD << 24).to_ne_bytes(), [0; 4]];
+        let mut strings = vec![0];
+        let mut types = Vec::with_capacity(self.types.len() * RECORD);
+        for record in &self.types {
+            let kind = kind(record);
+            let wanted = match kind {
+                kind::FUNC => functions,
+                kind::TYPEDEF => tracepoints,
+                _ => &HashSet::new(),
+            };
+            let name = if wanted.is_empty() { None } else { self.name(record) };
+            if let Some(name) = name.filter(|name| wanted.contains(*name)) {
+                let at = strings.len() as u32;
+                types.extend([at, kind << 24, 0].map(u32::to_ne_bytes).as_flattened());
+                strings.extend_from_slice(name);
+                strings.push(0);
+            } else {
+                types.extend(NAMELESS.as_flattened());
+            }
+        }
+        let length = types.len() as u32;
+        let header = [HEADER, 0, length, length, strings.len() as u32].map(u32::to_ne_bytes);
+        [&MAGIC.to_ne_bytes()[..], &[1, 0], header.as_flattened(), &types, &strings].concat()
+    }
+
     /// Where a member is, by its path (`outer.inner`); members of unnamed members count as the
     /// outer type's own.
     pub(super) fn place(&self, id: u32, path: &str) -> Option<Place> {
@@ -180,7 +216,7 @@ impl<'a> Btf<'a> {
 
     fn string(&self, offset: u32) -> Option<&'a [u8]> {
         let text = self.strings.get(offset as usize..)?;
-        text.iter().position(|&byte| byte == 0).and_then(|end| text.get(..end))
+        CStr::from_bytes_until_nul(text).ok().map(CStr::to_bytes)
     }
 }
 

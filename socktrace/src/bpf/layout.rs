@@ -49,17 +49,18 @@ pub(super) struct Layout {
     pub(super) unix_find_arguments: Option<u32>,
 }
 
+pub(super) fn parse(bytes: &[u8]) -> Result<Btf<'_>> {
+    Btf::new(bytes).map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))
+}
+
 impl Layout {
-    pub(super) fn find(btf: &[u8]) -> Result<Self> {
-        let btf = Btf::new(btf)
-            .map_err(|error| kernel(format!("{BTF_PATH} cannot be understood: {error}")))?;
+    pub(super) fn find(btf: &Btf<'_>) -> Result<Self> {
         let names: Vec<&str> = FIELDS.iter().map(|field| field.1).collect();
         let migrates = btf.has_function("inet_reqsk_clone");
         let unix_find_arguments = btf.arguments("unix_find_other");
         let mut layout =
             Self { offsets: Vec::new(), absent: Vec::new(), migrates, unix_find_arguments };
-        for (&(global, type_name, path, required, bits), id) in
-            FIELDS.iter().zip(find(&btf, &names))
+        for (&(global, type_name, path, required, bits), id) in FIELDS.iter().zip(find(btf, &names))
         {
             let found =
                 id.and_then(|id| btf.place(id, path)).and_then(|place| in_unit(place, bits));
@@ -78,7 +79,7 @@ impl Layout {
                 }
             }
         }
-        layout.offsets.extend(counters(&btf)?);
+        layout.offsets.extend(counters(btf)?);
         Ok(layout)
     }
 }
@@ -148,7 +149,7 @@ mod tests {
             }
         }
         let bytes = std::fs::read(BTF_PATH).unwrap();
-        let layout = Layout::find(&bytes).unwrap();
+        let layout = Layout::find(&parse(&bytes).unwrap()).unwrap();
         let types = TypeInformation::new(&Bytes(bytes)).unwrap();
         for (&(global, type_name, path, _, bits), &(name, ours)) in
             FIELDS.iter().zip(&layout.offsets)
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn every_counter_is_found() {
         let bytes = std::fs::read(BTF_PATH).unwrap();
-        let layout = Layout::find(&bytes).unwrap();
+        let layout = Layout::find(&parse(&bytes).unwrap()).unwrap();
         let mut offsets: Vec<u32> = COUNTERS
             .iter()
             .map(|(global, ..)| layout.offsets.iter().find(|(name, _)| name == global).unwrap().1)
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_missing_field_is_named() {
-        let error = Layout::find(b"").unwrap_err();
+        let error = parse(b"").unwrap_err();
         assert!(error.to_string().contains(BTF_PATH), "{error}");
     }
 

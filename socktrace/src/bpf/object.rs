@@ -8,12 +8,12 @@ use aya::{
         BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
     },
 };
-
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socktrace_common::{Cell, Histograms, Reading, Slot, event::UnixName, stat};
 
 use super::{
     backend::{Backend, Hook, Kind, Need, UNIX_COUNTS},
-    layout::{BTF_PATH, Layout},
+    layout::{self, BTF_PATH, Layout},
     log,
     wanted::{self, Wanted},
 };
@@ -50,10 +50,11 @@ const MOST_COUNTERS: u32 = 1 << 13;
 /// Connections in accept queues that can be kept account of at once, on all listeners together.
 pub(super) const MOST_WAITING: u32 = 1 << 16;
 
-/// The running kernel's type information, read once.
+/// What the running kernel's type information says, read once.
 #[derive(Debug)]
 pub struct KernelBtf {
-    btf: Btf,
+    /// Only the ids of what programs are attached to.
+    ids: Btf,
     layout: Layout,
 }
 
@@ -66,10 +67,16 @@ impl KernelBtf {
                      mount sysfs at /sys"
                 .into(),
         })?;
-        let layout = Layout::find(&bytes)?;
-        let btf = Btf::parse(&bytes, Endianness::default())
+        let types = layout::parse(&bytes)?;
+        let layout = Layout::find(&types)?;
+        let hooks = || Backend::ALL.into_iter().flat_map(Backend::hooks);
+        let functions = hooks().filter_map(Hook::btf_function).map(String::into_bytes).collect();
+        let tracepoints =
+            hooks().filter_map(Hook::btf_tracepoint).map(String::into_bytes).collect();
+        // aya copies every type it is given.
+        let ids = Btf::parse(&types.ids_only(&functions, &tracepoints), Endianness::default())
             .map_err(Error::run(format!("cannot parse {BTF_PATH}")))?;
-        Ok(Self { btf, layout })
+        Ok(Self { ids, layout })
     }
 
     /// Whether connections of a listener that closes can move to another one
@@ -106,9 +113,8 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
     let slots = options.max_listeners;
     let level = log::level();
     let chosen = options.events.as_ref().map(wanted::Globals::from);
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader_without_btf();
     loader
-        .btf(Some(&kernel.btf))
         .verifier_log_level(VerifierLogLevel::DEBUG)
         .map_max_entries("SLOTS", slots)
         .map_max_entries("READINGS", slots)
@@ -138,17 +144,30 @@ pub(super) fn load(kernel: &KernelBtf, options: &Options) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
-/// Loads the program that runs on request only.
-pub(super) fn load_on_request(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    on_request(ebpf, name)?
-        .load()
-        .map_err(Error::run(format!("the kernel refused the program {name}")))
+/// A loader reads and parses all of the kernel's type information as it is made, for relocations that our
+/// programs do not have: a third of the start-up, and most of its memory. It does without when there is no
+/// file descriptor to be had.
+fn loader_without_btf<'a>() -> EbpfLoader<'a> {
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), ..before };
+    let is_limited = setrlimit(Resource::Nofile, none).is_ok();
+    let loader = EbpfLoader::new();
+    if is_limited {
+        // What was allowed before is allowed again.
+        let _ = setrlimit(Resource::Nofile, before);
+    }
+    loader
 }
 
+/// A program that runs on request only; most runs need not all of them.
 pub(super) fn on_request<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint> {
-    program(ebpf, name)
+    let program: &mut RawTracePoint = program(ebpf, name)
         .and_then(TryInto::try_into)
-        .map_err(Error::run(format!("the eBPF object is damaged: {name}")))
+        .map_err(Error::run(format!("the eBPF object is damaged: {name}")))?;
+    if program.fd().is_err() {
+        program.load().map_err(Error::run(format!("the kernel refused the program {name}")))?;
+    }
+    Ok(program)
 }
 
 /// Attaches every hook of a backend, or detaches again and says which one the kernel refused.
@@ -222,7 +241,7 @@ fn attach_one(
     hook: &Hook,
 ) -> std::result::Result<(), ProgramError> {
     let program = program(ebpf, hook.program)?;
-    let btf = &kernel.btf;
+    let btf = &kernel.ids;
     match hook.kind {
         Kind::Fentry => {
             let program: &mut FEntry = program.try_into()?;
@@ -281,4 +300,32 @@ fn explain(error: &ProgramError) -> String {
         }
     }
     text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use aya_obj::btf::BtfKind;
+
+    use super::*;
+
+    #[test]
+    fn ids_agree_with_all_of_the_types() {
+        let all = Btf::from_sys_fs().unwrap();
+        let ids = KernelBtf::read().unwrap().ids;
+        for hook in Backend::ALL.into_iter().flat_map(Backend::hooks) {
+            let function = hook.btf_function().map(|name| (name, BtfKind::Func));
+            let tracepoint = hook.btf_tracepoint().map(|name| (name, BtfKind::Typedef));
+            for (name, kind) in function.into_iter().chain(tracepoint) {
+                let id = |btf: &Btf| btf.id_by_type_name_kind(&name, kind).ok();
+                assert_eq!(id(&ids), id(&all), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn descriptors_can_be_had_again() {
+        let before = getrlimit(Resource::Nofile);
+        let _ = loader_without_btf();
+        assert_eq!(getrlimit(Resource::Nofile), before);
+    }
 }

@@ -264,19 +264,6 @@ impl Tracer {
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
         let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
-        for name in [
-            "fill_free",
-            "snapshot",
-            "walk_tasks",
-            "scan_fds",
-            "adopt_sk",
-            "scan_port",
-            "adopt_queue",
-            "identify",
-            "note_counters",
-        ] {
-            object::load_on_request(&mut ebpf, name)?;
-        }
         let slots = options.max_listeners;
         let mut map = |name: &str| -> Result<Map> {
             ebpf.take_map(name).ok_or_else(|| Error::Run {
