@@ -218,15 +218,19 @@ pub(crate) fn tp_sys_enter_listen(ctx: TracePointContext) -> u32 {
         if let Some(sk) = socket_of(fd) {
             calls::listen_asked(sk);
             // SAFETY: `Probe` survives any address.
-            if let Some(sk) = unsafe { adopt::listening(sk) } {
-                listener::listen(sk);
+            unsafe {
+                if let Some(sk) = adopt::listening(sk) {
+                    listener::listen(sk);
+                } else if Probe::read(sk, at::SK_FAMILY.load()) == Some(AF_UNIX) {
+                    unix::asked_to_listen(sk);
+                }
             }
         }
     }
     0
 }
 
-/// `syscalls:sys_exit_listen (long ret)`: an AF_UNIX socket listens now, which nothing else tells.
+/// `syscalls:sys_exit_listen (long ret)`
 #[tracepoint]
 pub(crate) fn tp_sys_exit_listen(ctx: TracePointContext) -> u32 {
     if let Some(result) = returned(&ctx) {

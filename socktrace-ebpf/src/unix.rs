@@ -72,12 +72,30 @@ pub(crate) unsafe fn listens(sk: *const u8) -> Option<bool> {
 pub(crate) fn listen(socket: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let Some(sk) = Probe::read::<*const u8>(socket, at::SOCKET_SK.load()) else { return };
-        if listens(sk) == Some(true) && maps::slot_of(sk).is_some() {
-            return;
+        if let Some(sk) = Probe::read(socket, at::SOCKET_SK.load()) {
+            begins(sk);
         }
-        listener::open(sk);
     }
+}
+
+/// The system call `listen()` begins, before anybody knows whether it is allowed.
+#[inline(always)]
+pub(crate) unsafe fn asked_to_listen(sk: *const u8) {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        if Probe::read::<u16>(sk, at::SK_TYPE.load()).is_some_and(|of| of != SOCK_DGRAM) {
+            begins(sk);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn begins(sk: *const u8) {
+    // SAFETY: `Probe` survives any address.
+    if unsafe { listens(sk) } == Some(true) && maps::slot_of(sk).is_some() {
+        return;
+    }
+    listener::open(sk);
 }
 
 /// A connection is about to be put into the accept queue (`security_unix_stream_connect` returned 0).

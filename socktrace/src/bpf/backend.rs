@@ -51,39 +51,25 @@ impl Backend {
         }
     }
 
-    /// The program without which events of a kind are not sent, and what its hook says is unknown then;
-    /// `None` when nothing could send them.
-    pub(super) fn sender(self, kind: u32) -> Option<(&'static str, &'static str)> {
-        let hook = |wanted: &str| {
-            let hook = self.hooks().find(|hook| {
-                hook.program == wanted
-                    || hook.program.split_once('_').is_some_and(|(_, of)| of == wanted)
-            })?;
-            let what = match hook.need {
-                Need::For(what) | Need::WithArguments(_, what) => what,
-                Need::Required | Need::WhereItExists => "",
-            };
-            Some((hook.program, what))
+    /// Whether events of this kind can be seen at all.
+    pub(super) fn sends(self, kind: u32) -> bool {
+        !(self == Self::Tracepoint && kind == event::kind::EXPIRE)
+    }
+
+    /// What sends events of a kind and may not be there, and what is unknown then; `None` when the hooks that are
+    /// always there send them.
+    pub(super) fn sender(self, kind: u32) -> Option<(&'static Hook, &'static str)> {
+        let is_for = |hook: &Hook| match kind {
+            // These are counted as well.
+            event::kind::ACCEPT if self != Self::Tracepoint => {
+                hook.program.ends_with("_sock_graft")
+            }
+            event::kind::RETRANSMIT => hook.program == "tp_retransmit_synack",
+            _ => hook.events >> kind & 1 == 1,
         };
-        let tracepoint = self == Self::Tracepoint;
-        hook(match (kind, tracepoint) {
-            (event::kind::SOCKET, false) => "sys_socket",
-            (event::kind::SOCKET, true) => "sys_exit_socket",
-            (event::kind::BIND, false) => "sys_bind",
-            (event::kind::BIND, true) => "sys_exit_bind",
-            (event::kind::LISTEN, false) => "sys_listen",
-            (event::kind::LISTEN, true) => "sys_exit_listen",
-            (event::kind::CONNECT, false) => "answered",
-            (event::kind::CONNECT, true) => "sys_exit_connect",
-            (event::kind::ACCEPT, false) => "sock_graft",
-            (event::kind::ACCEPT, true) => "sys_exit_accept4",
-            (event::kind::ESTABLISHED, true) => "joined",
-            (event::kind::RETRANSMIT, _) => "retransmit_synack",
-            (event::kind::EXPIRE, true) => return None,
-            (event::kind::EXPIRE, false) => "reqsk_timer",
-            (event::kind::CLOSE, false) => "listen_stop",
-            (_, false) => "conn_request",
-            (_, true) => "set_state",
+        self.hooks().find_map(|hook| match hook.need {
+            Need::For(what) if is_for(hook) => Some((hook, what)),
+            _ => None,
         })
     }
 
@@ -365,15 +351,16 @@ const TRACEPOINT: &[Hook] = &[
     hook("tp_retransmit_synack", Kind::BtfTracepoint, "tcp_retransmit_synack", RETRANSMITS),
     hook("tp_kfree_skb", Kind::BtfTracepoint, "kfree_skb", Need::Required),
     hook("tp_consume_skb", Kind::BtfTracepoint, "consume_skb", Need::Required),
-    hook("tp_sys_exit_listen", SYSCALLS, "sys_exit_listen", LISTENS),
     event("tp_sys_exit_socket", SYSCALLS, "sys_exit_socket", SOCKETS, SOCKET),
     event("tp_sys_enter_socket", SYSCALLS, "sys_enter_socket", SOCKETS, SOCKET),
     event("tp_sys_exit_bind", SYSCALLS, "sys_exit_bind", BINDS, BIND),
     event("tp_sys_enter_bind", SYSCALLS, "sys_enter_bind", BINDS, BIND),
+    // A port may be chosen at listen().
+    event("tp_sys_exit_listen", SYSCALLS, "sys_exit_listen", LISTENS, LISTEN | BIND),
     event("tp_joined", Kind::BtfTracepoint, "inet_sock_set_state", ESTABLISHES, ESTABLISHED),
+    event("tp_sys_exit_connect", SYSCALLS, "sys_exit_connect", CONNECTS, CONNECT | CHOSEN),
     event("tp_answered", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT),
     event("tp_sends_syn", Kind::BtfTracepoint, "inet_sock_set_state", CONNECTS, CONNECT | CHOSEN),
-    event("tp_sys_exit_connect", SYSCALLS, "sys_exit_connect", CONNECTS, CONNECT | CHOSEN),
     event("tp_sys_enter_connect", SYSCALLS, "sys_enter_connect", CONNECTS, CONNECT | CHOSEN),
     event("tp_sys_exit_accept", SYSCALLS, "sys_exit_accept", ACCEPTED, ACCEPT),
     event("tp_sys_enter_accept", SYSCALLS, "sys_enter_accept", ACCEPTED, ACCEPT),

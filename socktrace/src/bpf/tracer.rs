@@ -328,11 +328,12 @@ impl Tracer {
     #[must_use]
     pub fn unseen(&self, kinds: u32) -> Vec<(u32, String)> {
         let missing = |kind: u32| {
-            let program = self.backend?.sender(kind);
-            let Some((program, what)) = program else {
+            let backend = self.backend?;
+            if !backend.sends(kind) {
                 return Some("no tracepoint stands where it happens".to_owned());
-            };
-            if self.attempt.attached.contains(&program) {
+            }
+            let (hook, what) = backend.sender(kind)?;
+            if self.attempt.attached.contains(&hook.program) {
                 return None;
             }
             let why = self.attempt.without.iter().find(|(lacking, _)| *lacking == what);
