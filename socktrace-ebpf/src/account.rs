@@ -120,13 +120,19 @@ pub(crate) fn is_calm(depth: u32, limit: u32) -> bool {
     depth < limit / 4
 }
 
-/// Reads the counters that a function may move.
+/// ListenOverflows and ListenDrops.
 #[inline(always)]
-fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
+fn read_listen(mib: u64) -> Option<[u64; 2]> {
+    // SAFETY: `Probe` survives any address.
+    unsafe { Probe::read(mib as *const u8, at::MIB_OVERFLOWS.load()) }
+}
+
+/// Reads the other counters that a function may move.
+#[inline(always)]
+fn read_others(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
     let mib = mib as *const u8;
     // SAFETY: `Probe` survives any address.
     unsafe {
-        to.listen = Probe::read(mib, at::MIB_OVERFLOWS.load())?;
         let trouble = has & HAS_TROUBLE != 0;
         if doing == doing::SYN && trouble {
             to.full = Probe::read(mib, at::MIB_DO_COOKIES.load())?;
@@ -142,6 +148,13 @@ fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Reads all of them.
+#[inline(always)]
+fn read(mib: u64, doing: u32, has: u32, to: &mut Mib) -> Option<()> {
+    to.listen = read_listen(mib)?;
+    read_others(mib, doing, has, to)
 }
 
 /// A function began to work for the listener `sk`.
@@ -182,8 +195,7 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32
     let Some(context) = context() else { return };
     context.doing = doing::NOTHING;
     // SAFETY: the caller's promise.
-    let Some(index) = (unsafe { slot_of::<M>(doing, sk) }) else { return };
-    let Some(slot) = maps::SLOTS.get(index) else { return };
+    let Some((index, slot)) = (unsafe { slot_of::<M>(context, doing, sk) }) else { return };
     let mib = slot.mib;
     if mib == 0 {
         return;
@@ -222,7 +234,6 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32
         return;
     }
     context.slot = index;
-    context.sk = sk as u64;
     context.skb = skb as u64;
     context.doing = doing;
 }
@@ -230,14 +241,28 @@ unsafe fn enter_with<M: Mem>(doing: u32, sk: *const u8, skb: *const u8, has: u32
 /// The slot of a listener. One that nobody knew yet is taken in at its next SYN: no process holds it, or it is
 /// from before the trace and has not been looked for yet.
 #[inline(always)]
-unsafe fn slot_of<M: Mem>(doing: u32, sk: *const u8) -> Option<u32> {
-    let known = maps::slot_of(sk);
+unsafe fn slot_of<M: Mem>(
+    context: &mut Context,
+    doing: u32,
+    sk: *const u8,
+) -> Option<(u32, &'static Slot)> {
+    // The verifier lets pointers become numbers on the way through memory.
+    let address = &raw mut context.sk;
+    // SAFETY: a reference is valid.
+    let known = unsafe {
+        address.write_volatile(sk as u64);
+        maps::met(address.read_volatile())
+    };
     if known.is_some() || doing != doing::SYN {
         return known;
     }
     // SAFETY: the caller's promise.
     let state: Option<u8> = unsafe { M::read(sk, at::SK_STATE.load()) };
-    if state == Some(tcp_state::LISTEN) { listener::adopt(sk) } else { None }
+    if state != Some(tcp_state::LISTEN) {
+        return None;
+    }
+    let index = listener::adopt(sk)?;
+    Some((index, maps::SLOTS.get(index)?))
 }
 
 /// The listener of the function that ends, for probes that see no arguments then.
@@ -266,13 +291,24 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
     let Some((cell, half)) = maps::cell(index) else { return };
     if doing != doing::ACK || context.has & HAS_ESTABLISHED == 0 {
         let before = &context.before;
-        // What is not read has not moved. (Copies, because zeroes would be written byte by byte.)
-        let mut after = *before;
         let mib = slot.mib.wrapping_add(context.percpu);
-        if read(mib, doing, context.has, &mut after).is_none() {
+        let Some(listen) = read_listen(mib) else { return };
+        let about = About { index, skb: context.skb };
+        let is_plain = doing != doing::COOKIE && context.has & !HAS_OPENED_FAST == 0;
+        if is_plain && listen == before.listen {
+            if doing == doing::SYN {
+                queued(cell, context.has, about);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { listener::peaks::<M>(sk, cell, half) };
             return;
         }
-        let about = About { index, skb: context.skb };
+        // What is not read has not moved. (Copies, because zeroes would be written byte by byte.)
+        let mut after = *before;
+        after.listen = listen;
+        if read_others(mib, doing, context.has, &mut after).is_none() {
+            return;
+        }
         match doing {
             // SAFETY: the caller's promise.
             doing::SYN => unsafe { syn::<M>(cell, context, &after, sk) },
@@ -294,6 +330,16 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
     }
     // SAFETY: the caller's promise.
     unsafe { listener::peaks::<M>(sk, cell, half) };
+}
+
+/// `tcp_conn_request` has handled a SYN, far from any limit, and dropped nothing.
+#[inline(always)]
+fn queued(cell: &mut Cell, has: u32, about: About) {
+    events::segment(kind::SYN, about.index, about.skb);
+    cell.counts[count::SYNS] += 1;
+    if has & HAS_OPENED_FAST == 0 {
+        cell.counts[count::QUEUED] += 1;
+    }
 }
 
 /// `tcp_conn_request` has handled a SYN.

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, Stack},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Stack},
 };
 use socktrace_common::{
     Cell, Histograms, Mib, Reading, Slot, TaskEntry, WALK_BATCH, Waiting, control, counting,
@@ -40,6 +40,20 @@ static FREE: Stack<u32> = Stack::with_max_entries(1, 0);
 /// Address of a listening `struct sock` to its slot.
 #[map]
 static BY_SK: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+/// A listener that this CPU handled a segment for lately.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Met {
+    sk: u64,
+    slot: u64,
+}
+
+const MET_COUNT: u32 = 64;
+
+/// By some bits of the listener's address.
+#[map]
+static MET: PerCpuArray<Met> = PerCpuArray::with_max_entries(MET_COUNT, 0);
 
 /// Address of a connection in an accept queue to its listener's slot.
 #[map]
@@ -159,6 +173,27 @@ pub(crate) fn release(index: u32) {
 pub(crate) fn slot_of(sk: *const u8) -> Option<u32> {
     // SAFETY: the value is copied at once.
     unsafe { BY_SK.get(sk as u64) }.copied()
+}
+
+/// The same for a listener that a segment is for: one that was met lately is found without a look into the hash
+/// table. Only with bottom halves off. `address` is that of the socket, as a number to the verifier.
+#[inline(always)]
+pub(crate) fn met(address: u64) -> Option<(u32, &'static Slot)> {
+    // A `struct tcp_sock` takes 2 KiB and more.
+    let place = (address >> 11 ^ address >> 17) as u32 % MET_COUNT;
+    let met = MET.get_ptr_mut(place)?;
+    // SAFETY: the element belongs to this CPU, and nothing else runs on it meanwhile.
+    let met = unsafe { &mut *met };
+    if met.sk == address
+        && let Some(slot) = SLOTS.get(met.slot as u32)
+        && slot.sk == address
+        && slot.state == slot_state::OPEN
+    {
+        return Some((met.slot as u32, slot));
+    }
+    let index = slot_of(address as *const u8)?;
+    *met = Met { sk: address, slot: index.into() };
+    Some((index, SLOTS.get(index)?))
 }
 
 /// Takes a free slot for `sk`. When another CPU was faster, its slot is returned.

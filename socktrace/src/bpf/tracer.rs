@@ -264,6 +264,8 @@ impl Tracer {
     fn prepare(kernel: &KernelBtf, options: &Options) -> Result<Self> {
         let mut ebpf = object::load(kernel, options)?;
         let log = log::open(&mut ebpf);
+        // Not when the first listener is looked at: that may be in the middle of its work.
+        object::on_request(&mut ebpf, "snapshot")?;
         let slots = options.max_listeners;
         let mut map = |name: &str| -> Result<Map> {
             ebpf.take_map(name).ok_or_else(|| Error::Run {
