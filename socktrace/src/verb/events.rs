@@ -37,6 +37,8 @@ const DRAIN: Duration = Duration::from_millis(10);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Records that are taken out of the ring buffer before signals are looked at again.
 const BATCH: usize = 1 << 14;
+/// A record may get into the ring buffer this long after its time was taken: what makes it can be interrupted.
+const LATE_NS: u64 = 10_000_000;
 
 pub fn run(args: &EventsArgs) -> Result<()> {
     start_log(args.view.verbose, args.view.quiet);
@@ -87,7 +89,7 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut end => break,
-            _ = drain.tick() => stream.drain(false)?,
+            _ = drain.tick() => stream.drain(now(), BATCH)?,
             _ = interval.tick() => stream.interval()?,
             () = &mut log => {}
         }
@@ -173,31 +175,20 @@ impl Stream {
         self.left == Some(0) || self.lines.is_closed()
     }
 
-    /// Takes what is in the ring buffer, and prints what is in order.
-    fn drain(&mut self, all: bool) -> Result<()> {
-        let now = now();
-        let mut more = true;
-        while more {
-            for _ in 0..BATCH {
-                match self.watch.tracer.next_event() {
-                    Some(happened) => self.pending.push(happened?),
-                    None => {
-                        more = false;
-                        break;
-                    }
-                }
-            }
-            // With a limit of the batch, what floods in does not keep signals waiting.
-            if !all {
+    /// Takes up to `most` records out of the ring buffer, and prints what happened before `now`. However much
+    /// floods in meanwhile, this comes to an end: later records are not waited for.
+    fn drain(&mut self, now: Now, most: usize) -> Result<()> {
+        for _ in 0..most {
+            let Some(happened) = self.watch.tracer.next_event().transpose()? else { break };
+            let is_last = happened.event.time_ns >= now.monotonic_ns + LATE_NS;
+            self.pending.push(happened);
+            if is_last {
                 break;
             }
         }
         self.pending.sort_by_key(|happened| happened.event.time_ns);
-        let ready = if all {
-            self.pending.len()
-        } else {
-            self.pending.partition_point(|happened| happened.event.time_ns < now.monotonic_ns)
-        };
+        let ready =
+            self.pending.partition_point(|happened| happened.event.time_ns < now.monotonic_ns);
         let batch: Vec<Happened> = self.pending.drain(..ready).collect();
         for happened in &batch {
             if self.left == Some(0) {
@@ -316,7 +307,7 @@ impl Stream {
 
     fn interval(&mut self) -> Result<()> {
         // Everything that names a slot goes before the slot is given up.
-        self.drain(false)?;
+        self.drain(now(), BATCH)?;
         let (_, tracked) = self.watch.interval()?;
         self.learn(&tracked);
         self.known.retain(|&index, known| {
@@ -330,7 +321,7 @@ impl Stream {
     /// told later.
     fn tell_losses(&mut self) -> Result<()> {
         self.lines.flush();
-        let (lost, unwritten) = (self.watch.tracer.lost(), self.lines.dropped());
+        let (lost, unwritten) = (self.watch.lost, self.lines.dropped());
         let mut any = false;
         for (now, before, place) in [
             (lost.ring_full, self.lost.ring_full, "ring buffer full"),
@@ -357,9 +348,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Tells what happened until now. What comes later is no part of the run: neither delivered nor lost.
     fn finish(mut self) -> Result<()> {
+        let end = self.watch.end();
         if self.left != Some(0) {
-            self.drain(true)?;
+            self.drain(end, usize::MAX)?;
         }
         self.lines.settle();
         self.tell_losses()?;

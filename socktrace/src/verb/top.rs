@@ -86,6 +86,7 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
     {
         table(&mut watch, &mut printer)?;
     }
+    watch.end();
     let summary = watch.finish(None)?;
     if printer.is_json() { printer.record(&summary) } else { Ok(()) }
 }

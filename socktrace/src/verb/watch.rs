@@ -10,7 +10,7 @@ use super::{give_cookies, limits, now, options, proc, say};
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer, Wanted},
     cli::BackendArg,
-    engine::{Engine, Interval},
+    engine::{Engine, Interval, Now},
     error::Result,
     filter::{Filter, Ports},
     host::{self, Host, NetnsPath},
@@ -62,7 +62,8 @@ pub(super) struct Watch {
     started: Instant,
     /// When the running interval began.
     pub(super) since: Instant,
-    lost: Lost,
+    /// What was lost until the last interval, or the run, ended.
+    pub(super) lost: Lost,
     /// What the kernel had counted, and what was attributed, when the trace began.
     baseline: Look,
 }
@@ -298,7 +299,14 @@ impl Watch {
         Ok(result)
     }
 
-    /// Ends the run: its account, as the last record and in a sentence.
+    /// The moment when the run ends, with what was lost until then.
+    pub(super) fn end(&mut self) -> Now {
+        let now = now();
+        self.lost = self.tracer.lost();
+        now
+    }
+
+    /// The account of a run that has ended, as the last record and in a sentence.
     /// `events`: how many were delivered, and how many of them nobody could write.
     pub(super) fn finish(mut self, events: Option<(u64, u64)>) -> Result<Summary> {
         let account = self.reconcile()?;
@@ -308,7 +316,7 @@ impl Watch {
             host::release(),
             self.started.elapsed(),
             events.map_or_else(|| self.tracer.events(), |(delivered, _)| delivered),
-            self.tracer.lost().total() + events.map_or(0, |(_, unwritten)| unwritten),
+            self.lost.total() + events.map_or(0, |(_, unwritten)| unwritten),
             account,
         );
         self.tracer.log_cost();
