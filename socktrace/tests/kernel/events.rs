@@ -4,14 +4,19 @@ use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     lab::{Listener, Netns, connected, ip},
-    run::{Finished, Tracing, backends, has_kprobes, in_vm, output, sees_calls, stderr},
+    run::{
+        Finished, PATIENCE, Tracing, backends, has_kprobes, in_vm, output, read_all, sees_calls,
+        signal, start, stderr, wait,
+    },
     wire::{RST, SERVER4, SYN, Wire},
 };
 
@@ -480,18 +485,7 @@ fn lost_events_are_counted() {
 #[test]
 fn a_run_ends_though_nobody_reads() {
     let backend = backends()[0];
-    let mut child = crate::run::command(&["events", "--backend", backend])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("socktrace starts");
-    let mut said = std::io::BufReader::new(child.stderr.take().expect("stderr"));
-    let mut line = String::new();
-    while !line.contains("tracing with") {
-        line.clear();
-        let read = std::io::BufRead::read_line(&mut said, &mut line).expect("stderr");
-        assert!(read > 0, "socktrace ended");
-    }
+    let (mut child, said) = start(&["events", "--backend", backend]);
     let netns = Netns::new("unread");
     netns.within(|| {
         let listener = Listener::new("127.0.0.1:0", 4096);
@@ -502,18 +496,55 @@ fn a_run_ends_though_nobody_reads() {
         }
     });
     std::thread::sleep(Duration::from_millis(200));
-    let pid = i32::try_from(child.id()).expect("a process id");
-    // SAFETY: a plain system call on our own child.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-    let deadline = std::time::Instant::now() + crate::run::PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("wait") {
-            break status;
-        }
-        assert!(std::time::Instant::now() < deadline, "socktrace does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    signal(&child, libc::SIGTERM);
+    let status = wait(&mut child);
     assert!(status.success(), "{status}");
+    // The last line is the run in a sentence: "…, 1060 events, 731 lost; …".
+    let said = read_all(said);
+    let lost = said
+        .lines()
+        .last()
+        .and_then(|line| line.split(", ").find_map(|part| part.split_once(" lost")))
+        .and_then(|(count, _)| count.parse::<u64>().ok());
+    assert!(lost.is_some_and(|lost| lost > 0), "what nobody read is lost: {said}");
+}
+
+/// A run ends though more comes all the time, and tells of everything that had happened by then.
+#[test]
+fn a_run_ends_in_a_flood() {
+    for backend in backends().iter().filter(|backend| sees_calls(backend)) {
+        let own = std::process::id().to_string();
+        let (mut child, _said) =
+            start(&["events", "--json", "--backend", backend, "-p", &own, "--kind", "socket"]);
+        let stdout = child.stdout.take().expect("stdout");
+        let (stop, made, began) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
+        let (before, text) = std::thread::scope(|scope| {
+            let flood = || {
+                while !stop.load(Ordering::Relaxed) && began.elapsed() < 2 * PATIENCE {
+                    drop(Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket"));
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            let reader = scope.spawn(|| read_all(stdout));
+            let flooders = [scope.spawn(flood), scope.spawn(flood)];
+            std::thread::sleep(Duration::from_millis(500));
+            let before = made.load(Ordering::Relaxed);
+            signal(&child, libc::SIGTERM);
+            let status = wait(&mut child);
+            stop.store(true, Ordering::Relaxed);
+            for flooder in flooders {
+                flooder.join().expect("sockets");
+            }
+            assert!(status.success(), "{backend}: {status}");
+            (before, reader.join().expect("stdout"))
+        });
+        let delivered = text.matches("\"kind\":\"socket\"").count() as u64;
+        let last: Value = serde_json::from_str(text.lines().last().expect("lines")).expect("JSON");
+        assert_eq!(last["type"], "summary", "{backend}");
+        assert_eq!(last["events"], delivered, "{backend}: {last:#}");
+        let lost = last["lost_events"].as_u64().expect("a number");
+        assert!(delivered > 0 && delivered + lost >= before, "{backend}: {before}, {last:#}");
+    }
 }
 
 /// What no hook of a backend sees is refused in words.
@@ -546,7 +577,7 @@ fn a_lifecycle_is_told_as_a_story() {
         let netns = Netns::new("story");
         // A port of our own choice, known before it is bound.
         let port = 23_457;
-        let mut child = crate::run::command(&[
+        let (mut child, _said) = start(&[
             "events",
             "--lifecycle",
             "--backend",
@@ -555,18 +586,7 @@ fn a_lifecycle_is_told_as_a_story() {
             &netns.name,
             "-P",
             &port.to_string(),
-        ])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("socktrace starts");
-        let mut said = std::io::BufReader::new(child.stderr.take().expect("stderr"));
-        let mut line = String::new();
-        while !line.contains("tracing with") {
-            line.clear();
-            let read = std::io::BufRead::read_line(&mut said, &mut line).expect("stderr");
-            assert!(read > 0, "socktrace ended");
-        }
+        ]);
         netns.within(|| {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let listener = Listener::new(&address.to_string(), 2);
@@ -584,10 +604,8 @@ fn a_lifecycle_is_told_as_a_story() {
             drop((clients, late));
         });
         std::thread::sleep(Duration::from_millis(500));
-        let pid = i32::try_from(child.id()).expect("a process id");
-        // SAFETY: a plain system call on our own child.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        let text = crate::run::read_all(child.stdout.take().expect("stdout"));
+        signal(&child, libc::SIGTERM);
+        let text = read_all(child.stdout.take().expect("stdout"));
         child.wait().expect("wait");
         let steps = [
             "created: ipv4 tcp stream",

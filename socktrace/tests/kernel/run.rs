@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Condvar, Mutex,
         mpsc::{self, Receiver},
@@ -61,6 +61,40 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// Starts socktrace with a pipe for each of its outputs. Returns when everything that starts from now on is
+/// seen, with what comes on stderr after that.
+pub(crate) fn start(arguments: &[&str]) -> (Child, BufReader<ChildStderr>) {
+    let mut child = command(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("socktrace starts");
+    let mut said = BufReader::new(child.stderr.take().expect("stderr"));
+    let mut line = String::new();
+    while !line.contains("tracing with") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("stderr") > 0, "socktrace ended");
+    }
+    (child, said)
+}
+
+pub(crate) fn signal(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).expect("a process id");
+    // SAFETY: a plain system call on our own child.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "socktrace does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs to the end.
@@ -200,10 +234,8 @@ impl Tracing {
         }
     }
 
-    pub(crate) fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).expect("a process id");
-        // SAFETY: a plain system call on our own child.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    pub(crate) fn signal(&self, number: i32) {
+        signal(&self.child, number);
     }
 
     /// Ends the run cleanly and returns what it said.
@@ -233,14 +265,7 @@ impl Tracing {
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "socktrace does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait(&mut self.child)
     }
 }
 
