@@ -7,8 +7,9 @@ use std::{
 };
 
 use socktrace_common::{
-    AF_INET6, AF_UNIX, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SHUTDOWN,
-    Reading, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, event::UnixName, tcp_state,
+    AF_INET6, AF_UNIX, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SEQPACKET,
+    READ_SHUTDOWN, Reading, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, event::UnixName,
+    tcp_state,
 };
 
 use crate::{
@@ -16,8 +17,8 @@ use crate::{
     event::ListenerName,
     host::{DiagListener, Dump, Host, Owners, UnixListener},
     model::{
-        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SynLimit, Totals, Transport,
-        unix_path,
+        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SocketKind, SynLimit, Totals,
+        Transport, unix_path,
     },
 };
 
@@ -287,6 +288,7 @@ fn listener(
             _ if r.flags & READ_MPTCP == 0 => Transport::Tcp,
             _ => Transport::Mptcp,
         }),
+        socket_type: socket_type(r.flags & READ_SEQPACKET != 0),
         address: address(family, r.address),
         port: port(t, earlier),
         path: t.name.as_ref().and_then(name),
@@ -387,6 +389,11 @@ pub(crate) fn address(family: Family, bytes: [u8; 16]) -> Option<IpAddr> {
     }
 }
 
+/// Only these two can listen.
+fn socket_type(seqpacket: bool) -> SocketKind {
+    if seqpacket { SocketKind::SeqPacket } else { SocketKind::Stream }
+}
+
 /// Two words as they lie in memory.
 pub(crate) fn bytes(words: [u64; 2]) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -461,6 +468,7 @@ fn untracked_unix(now: Now, netns: u32, diag: &UnixListener, known: &Owners) -> 
         id: Id::Cookie { netns, cookie: diag.cookie },
         family: Family::Unix,
         transport: Some(Transport::Unix),
+        socket_type: socket_type(diag.seqpacket),
         path: diag.name.as_deref().and_then(unix_path),
         accept: unwatched(diag.accept_depth, diag.accept_limit),
         ..unknown(now, netns, diag.inode, diag.uid, known)
@@ -486,6 +494,7 @@ fn unknown(now: Now, netns: u32, inode: u64, uid: Option<u32>, known: &Owners) -
         id: Id::Inode { netns, inode },
         family: Family::Ipv4,
         transport: None,
+        socket_type: SocketKind::Stream,
         address: None,
         port: None,
         path: None,

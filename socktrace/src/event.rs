@@ -16,7 +16,7 @@ use socktrace_common::{
 use crate::{
     bpf::Happened,
     engine::{address, bytes, comm, name},
-    model::{Family, Listener, Owner, Transport},
+    model::{Family, Listener, Owner, SocketKind, Transport},
 };
 
 /// What happened, in the order in which a socket lives.
@@ -162,26 +162,6 @@ pub struct Socket {
     /// `sk_state` after the event, by the kernel's name.
     pub state: &'static str,
     pub local: End,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketKind {
-    Stream,
-    Datagram,
-    SeqPacket,
-    Other(u16),
-}
-
-impl SocketKind {
-    #[must_use]
-    pub fn name(self) -> String {
-        match self {
-            Self::Stream => "stream".into(),
-            Self::Datagram => "dgram".into(),
-            Self::SeqPacket => "seqpacket".into(),
-            Self::Other(number) => number.to_string(),
-        }
-    }
 }
 
 /// One end of a connection.

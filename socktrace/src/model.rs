@@ -41,6 +41,27 @@ pub enum Transport {
     Unix,
 }
 
+/// What `socket()` was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    Stream,
+    Datagram,
+    SeqPacket,
+    Other(u16),
+}
+
+impl SocketKind {
+    #[must_use]
+    pub fn name(self) -> String {
+        match self {
+            Self::Stream => "stream".into(),
+            Self::Datagram => "dgram".into(),
+            Self::SeqPacket => "seqpacket".into(),
+            Self::Other(number) => number.to_string(),
+        }
+    }
+}
+
 /// A process that holds the listening socket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Owner {
@@ -216,6 +237,8 @@ pub struct Listener {
     pub id: Id,
     pub family: Family,
     pub transport: Option<Transport>,
+    /// SOCK_SEQPACKET is AF_UNIX's alone.
+    pub socket_type: SocketKind,
     /// `None` for AF_UNIX.
     pub address: Option<IpAddr>,
     /// `None` while the kernel has not chosen one, and for AF_UNIX.

@@ -15,9 +15,9 @@ use super::proc;
 use crate::{
     bpf::Tracer,
     engine::{address, bytes, family},
-    event::{Conflict, End, Event, Outcome, SocketKind, What, state},
+    event::{Conflict, End, Event, Outcome, What, state},
     host::{self, CgroupIds, Host},
-    model::Family,
+    model::{Family, SocketKind},
 };
 
 /// An answer about a port or a range is believed this long.

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::printable;
-use crate::model::{Container, Listener, Owner, Process, SynRule, Transport};
+use crate::model::{Container, Listener, Owner, Process, SocketKind, SynRule, Transport};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -319,13 +319,14 @@ pub static COLUMNS: &[Column] = &[
         "transport",
         "TYPE",
         Wide,
-        |l: &Listener| match l.transport {
-            Some(Transport::Tcp) => "tcp".to_owned(),
-            Some(Transport::Mptcp) => "mptcp".to_owned(),
-            Some(Transport::Unix) => "unix".to_owned(),
-            None => UNKNOWN.to_owned(),
+        |l: &Listener| match (l.transport, l.socket_type) {
+            (Some(Transport::Tcp), _) => "tcp".to_owned(),
+            (Some(Transport::Mptcp), _) => "mptcp".to_owned(),
+            (Some(Transport::Unix), SocketKind::SeqPacket) => "unix-seqpacket".to_owned(),
+            (Some(Transport::Unix), _) => "unix".to_owned(),
+            (None, _) => UNKNOWN.to_owned(),
         },
-        "tcp, mptcp or unix."
+        "tcp, mptcp, unix or unix-seqpacket."
     ),
     text!(
         "reuseport",

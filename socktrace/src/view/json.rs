@@ -47,6 +47,7 @@ struct Identity<'a> {
     id: String,
     family: &'static str,
     transport: Option<&'static str>,
+    socket_type: String,
     address: Option<String>,
     port: Option<u16>,
     path: Option<&'a str>,
@@ -155,6 +156,7 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                 id: l.id.to_string(),
                 family: family(l.family),
                 transport: l.transport.map(transport),
+                socket_type: l.socket_type.name(),
                 address: l.address.map(|address| address.to_string()),
                 port: l.port,
                 path: l.path.as_deref(),
@@ -309,7 +311,7 @@ mod tests {
             json!({
                 "type": "listener", "schema": 1, "time": "2026-11-22T20:10:00.123456789Z",
                 "listener": {
-                    "id": "4026531840:5121", "family": "ipv4", "transport": "tcp",
+                    "id": "4026531840:5121", "family": "ipv4", "transport": "tcp", "socket_type": "stream",
                     "address": "0.0.0.0", "port": 8080, "path": unknown, "netns": 4026531840u32,
                     "cookie": 5121, "inode": 41231, "interface": unknown, "reuseport": false, "v6only": unknown, "uid": 0,
                     "owners": [{"pid": 812, "comm": "nginx", "fd": 6},

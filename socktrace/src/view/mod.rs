@@ -43,8 +43,8 @@ pub(crate) fn sample_container() -> crate::model::Container {
 #[cfg(test)]
 pub(crate) fn sample() -> crate::model::Listener {
     use crate::model::{
-        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SynRule, Times, Totals,
-        Transport,
+        Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SocketKind, SynRule, Times,
+        Totals, Transport,
     };
     use std::time::{Duration, SystemTime};
 
@@ -53,6 +53,7 @@ pub(crate) fn sample() -> crate::model::Listener {
         id: Id::Cookie { netns: 4_026_531_840, cookie: 5121 },
         family: Family::Ipv4,
         transport: Some(Transport::Tcp),
+        socket_type: SocketKind::Stream,
         address: Some([0, 0, 0, 0].into()),
         port: Some(8080),
         path: None,

@@ -11,7 +11,10 @@ use super::{
     event::{queues_text, what},
     printable,
 };
-use crate::event::{Event, Kind, Queues, SocketKind, What};
+use crate::{
+    event::{Event, Kind, Queues, What},
+    model::SocketKind,
+};
 
 /// Sockets that were made but not bound yet are remembered, so many of them.
 const MOST_UNBOUND: usize = 4096;

@@ -114,6 +114,7 @@ fn a_unix_listener_is_a_listener() {
                 let listener = &last["listener"];
                 assert_eq!(listener["family"], "unix", "{what}");
                 assert_eq!(listener["transport"], "unix", "{what}");
+                assert_eq!(listener["socket_type"], name, "{what}");
                 assert_eq!(listener["path"], server.path(), "{what}");
                 assert!(listener["address"].is_null() && listener["port"].is_null(), "{what}");
                 assert_eq!(listener["netns"], netns(), "{what}");
