@@ -45,8 +45,6 @@ pub struct Interval {
     pub gone: Vec<u32>,
     /// Namespaces with listeners that only `sock_diag` knows.
     pub untracked: HashSet<u32>,
-    /// Slots, and where in `listeners` theirs is.
-    pub slots: Vec<(u32, usize)>,
 }
 
 /// What was known of a slot at the end of the interval before.
@@ -88,7 +86,6 @@ impl Engine {
                     if let Id::Cookie { netns, cookie } = listener.id {
                         cookies.insert((netns, cookie));
                     }
-                    result.slots.push((t.index, result.listeners.len()));
                     result.listeners.push(listener);
                 }
             }
