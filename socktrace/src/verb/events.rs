@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use socktrace_common::NOBODY;
+use socktrace_common::{NOBODY, Slot};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval_at, sleep},
@@ -99,22 +99,35 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
 
 /// A listener that events may name.
 struct Known {
-    /// What tells one listener in a slot from the next: its address and when it began.
     of: (u64, u64),
     /// `None` when it could not be read.
     name: Option<Arc<ListenerName>>,
+    /// The name has its cookie and its port or path: it stays as it is.
+    is_settled: bool,
     /// `tcp_syncookies` and `tcp_max_syn_backlog` of its namespace.
     cookies: (u32, u32),
 }
 
 impl Known {
     fn new(t: &Tracked, host: &Host) -> Self {
+        let name = engine::named(t, host);
+        let has_place = name.port.is_some() || name.path.is_some();
         Self {
-            of: (t.slot.sk, t.slot.opened_ns),
-            name: Some(Arc::new(engine::named(t, host))),
-            cookies: (t.reading.syncookies, t.reading.max_syn_backlog),
+            of: identity(&t.slot),
+            is_settled: t.reading.cookie != 0 && has_place,
+            name: Some(Arc::new(name)),
+            cookies: cookies(t),
         }
     }
+}
+
+/// What tells one listener in a slot from the next: its address and when it began.
+fn identity(slot: &Slot) -> (u64, u64) {
+    (slot.sk, slot.opened_ns)
+}
+
+fn cookies(t: &Tracked) -> (u32, u32) {
+    (t.reading.syncookies, t.reading.max_syn_backlog)
 }
 
 struct Stream {
@@ -247,11 +260,11 @@ impl Stream {
     /// Names the listener in a slot, and the limit of its SYN queue.
     fn name(&mut self, index: u32, event: &mut Event) -> Result<()> {
         let Some(slot) = self.watch.tracer.slot(index) else { return Ok(()) };
-        let of = (slot.sk, slot.opened_ns);
+        let of = identity(&slot);
         if self.known.get(&index).is_none_or(|known| known.of != of) {
             let known = match self.watch.named_at(index)? {
                 Some(t) => Known::new(&t, &self.watch.host),
-                None => Known { of, name: None, cookies: (0, 0) },
+                None => Known { of, name: None, is_settled: false, cookies: (0, 0) },
             };
             self.known.insert(index, known);
         }
@@ -289,9 +302,15 @@ impl Stream {
     fn learn(&mut self, tracked: &[Tracked]) {
         let host = &self.watch.host;
         for t in tracked {
-            let known = Known::new(t, host);
+            let settled = |known: &&mut Known| known.is_settled && known.of == identity(&t.slot);
+            match self.known.get_mut(&t.index).filter(settled) {
+                Some(known) => known.cookies = cookies(t),
+                None => {
+                    self.known.insert(t.index, Known::new(t, host));
+                }
+            }
             if self.filter.by_process()
-                && let Some(name) = &known.name
+                && let Some(name) = self.known.get(&t.index).and_then(|known| known.name.as_ref())
             {
                 let mut holders = host.owners.of(t.reading.inode).iter();
                 let cgroup = |owner: &Owner| host.owners.process(owner.pid)?.cgroup.as_deref();
@@ -301,7 +320,6 @@ impl Stream {
                     self.watch.tracer.want(t.index, false);
                 }
             }
-            self.known.insert(t.index, known);
         }
     }
 
@@ -312,7 +330,7 @@ impl Stream {
         self.learn(&tracked);
         self.known.retain(|&index, known| {
             let slot = self.watch.tracer.slot(index);
-            slot.is_some_and(|slot| (slot.sk, slot.opened_ns) == known.of)
+            slot.is_some_and(|slot| identity(&slot) == known.of)
         });
         self.tell_losses()
     }
