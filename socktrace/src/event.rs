@@ -16,7 +16,7 @@ use socktrace_common::{
 use crate::{
     bpf::Happened,
     engine::{address, bytes, comm, name},
-    model::{Family, Listener, Owner, SocketKind, Transport},
+    model::{Backlog, Family, Listener, Owner, SocketKind, Transport},
 };
 
 /// What happened, in the order in which a socket lives.
@@ -270,9 +270,7 @@ pub enum What {
         destination: Option<End>,
     },
     Listen {
-        requested: Option<i32>,
-        somaxconn: Option<u32>,
-        effective: Option<u32>,
+        backlog: Backlog,
         relisten: bool,
         outcome: Outcome,
         queues: Queues,
@@ -471,9 +469,11 @@ pub fn decode(happened: &Happened, time: SystemTime) -> Option<Event> {
             }
         }
         Kind::Listen => What::Listen {
-            requested: (raw.flags & EVENT_REQUESTED != 0).then_some(raw.requested),
-            somaxconn: Some(raw.somaxconn),
-            effective: (raw.flags & EVENT_QUEUES != 0).then_some(raw.accept_limit),
+            backlog: Backlog::new(
+                (raw.flags & EVENT_REQUESTED != 0).then_some(raw.requested),
+                Some(raw.somaxconn),
+                (raw.flags & EVENT_QUEUES != 0).then_some(raw.accept_limit),
+            ),
             relisten: raw.flags & EVENT_RELISTEN != 0,
             outcome,
             queues: queues(raw),

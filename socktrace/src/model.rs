@@ -309,17 +309,28 @@ impl Queue {
     }
 }
 
-impl Listener {
-    /// The backlog that `listen()` made of what it was asked for.
-    #[must_use]
-    pub fn effective(&self) -> Option<u32> {
-        self.accept.limit
-    }
+/// What `listen()` asked for, what it got, and the sysctl that may have come in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Backlog {
+    pub requested: Option<i32>,
+    pub somaxconn: Option<u32>,
+    pub effective: Option<u32>,
+    /// It got less than it asked for. A negative number asks for the most there is.
+    pub clamped: Option<bool>,
+}
 
-    /// Whether `listen()` got less than it asked for. A negative number asks for the most there is.
+impl Backlog {
     #[must_use]
-    pub fn clamped(&self) -> Option<bool> {
-        self.requested.zip(self.accept.limit).map(|(asked, got)| asked.cast_unsigned() > got)
+    pub fn new(requested: Option<i32>, somaxconn: Option<u32>, effective: Option<u32>) -> Self {
+        let clamped = requested.zip(effective).map(|(asked, got)| asked.cast_unsigned() > got);
+        Self { requested, somaxconn, effective, clamped }
+    }
+}
+
+impl Listener {
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        Backlog::new(self.requested, self.somaxconn, self.accept.limit)
     }
 
     /// `address:port` as `ss` writes it, or the path.
@@ -415,13 +426,13 @@ mod tests {
 
     #[test]
     fn a_negative_backlog_asks_for_the_most() {
-        let mut listener = crate::view::sample();
-        for (asked, got, clamped) in [(-1, 4096, true), (128, 128, false), (1024, 128, true)] {
-            listener.requested = Some(asked);
-            listener.accept.limit = Some(got);
-            assert_eq!(listener.clamped(), Some(clamped), "listen({asked}) got {got}");
-        }
-        listener.requested = None;
-        assert_eq!(listener.clamped(), None);
+        let check = |asked: Option<i32>, got: u32, clamped: Option<bool>| {
+            let backlog = Backlog::new(asked, None, Some(got));
+            assert_eq!(backlog.clamped, clamped, "listen({asked:?}) got {got}");
+        };
+        check(Some(-1), 4096, Some(true));
+        check(Some(128), 128, Some(false));
+        check(Some(1024), 128, Some(true));
+        check(None, 128, None);
     }
 }

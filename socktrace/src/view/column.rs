@@ -38,7 +38,7 @@ pub struct Column {
 /// How an unknown value is written.
 const UNKNOWN: &str = "-";
 
-fn number<T: ToString>(value: Option<T>) -> String {
+pub(super) fn number<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| UNKNOWN.to_owned(), |value| value.to_string())
 }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use super::{
-    column::duration,
+    column::{duration, number},
     json::{self, SCHEMA, rfc3339},
     printable,
     table::{BOLD, RED, RESET, Style, YELLOW},
@@ -18,7 +18,7 @@ use crate::{
     event::{
         Conflict, End, Event, ListenerName, Outcome, PortRange, Queues, Socket, What, protocol,
     },
-    model::Family,
+    model::{Backlog, Family},
 };
 
 /// Writes an event as a line of JSON.
@@ -175,14 +175,6 @@ impl From<Outcome> for ResultRecord {
 }
 
 #[derive(Serialize)]
-struct Backlog {
-    requested: Option<i32>,
-    somaxconn: Option<u32>,
-    effective: Option<u32>,
-    clamped: Option<bool>,
-}
-
-#[derive(Serialize)]
 struct QueuesRecord {
     accept_queue_depth: Option<u32>,
     accept_queue_limit: Option<u32>,
@@ -293,13 +285,8 @@ fn detail(event: &Event) -> Detail<'_> {
                 explanation: explanation(event),
             }
         }
-        What::Listen { requested, somaxconn, effective, relisten, outcome, .. } => Detail::Listen {
-            backlog: Backlog {
-                requested: *requested,
-                somaxconn: *somaxconn,
-                effective: *effective,
-                clamped: requested.zip(*effective).map(|(asked, got)| asked.cast_unsigned() > got),
-            },
+        What::Listen { backlog, relisten, outcome, .. } => Detail::Listen {
+            backlog: *backlog,
             relisten: *relisten,
             result: (*outcome).into(),
             explanation: explanation(event),
@@ -559,7 +546,6 @@ fn time(of: Option<Duration>) -> String {
 
 /// `3/128`
 fn fill(depth: Option<u32>, limit: Option<u32>) -> String {
-    let number = |n: Option<u32>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     format!("{}/{}", number(depth), number(limit))
 }
 
@@ -591,17 +577,17 @@ pub(super) fn what(event: &Event) -> String {
             }
         }
         What::Bind { outcome, .. } => bind(event, *outcome),
-        What::Listen { requested, somaxconn, effective, relisten, outcome, .. } => {
+        What::Listen { backlog, relisten, outcome, .. } => {
             if outcome.failed() {
                 return failed(event, "refused".to_owned(), Some(*outcome));
             }
-            let number = |n: Option<u32>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
-            let asked = requested.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let Backlog { requested, somaxconn, effective, .. } = *backlog;
             let again = if *relisten { ", again" } else { "" };
             format!(
-                "backlog {} (asked {asked}, somaxconn {}){again}",
-                number(*effective),
-                number(*somaxconn)
+                "backlog {} (asked {}, somaxconn {}){again}",
+                number(effective),
+                number(requested),
+                number(somaxconn)
             )
         }
         What::Connect { destination, outcome, took, .. } => {
@@ -642,8 +628,7 @@ pub(super) fn what(event: &Event) -> String {
             format!("{}: {what}; {}", peer.text(), queues_text(queues))
         }
         What::Close { lost_on_close, lifetime, .. } => {
-            let lost = lost_on_close.map_or_else(|| "-".to_owned(), |lost| lost.to_string());
-            format!("after {}, {lost} connections lost", time(*lifetime))
+            format!("after {}, {} connections lost", time(*lifetime), number(*lost_on_close))
         }
         What::Lost { count, place } => format!("{count} events: {place}"),
     }
@@ -668,7 +653,7 @@ fn bind(event: &Event, outcome: Outcome) -> String {
     if *explicit {
         return if asked.port == Some(0) {
             let of = range.map_or_else(String::new, |r| format!(" of {}-{}", r.low, r.high));
-            format!("asked for any port, got {}{of}{scope}", star(got.port))
+            format!("asked for any port, got {}{of}{scope}", number(got.port))
         } else {
             format!("as asked{scope}")
         };
@@ -681,11 +666,7 @@ fn bind(event: &Event, outcome: Outcome) -> String {
     });
     let at = if *at_listen { "listen()" } else { "connect()" };
     let to = destination.as_ref().map_or_else(String::new, |to| format!(" to {}", to.text()));
-    format!("the kernel chose {}{of}, at {at}{to}{scope}", star(got.port))
-}
-
-fn star(port: Option<u16>) -> String {
-    port.map_or_else(|| "-".to_owned(), |port| port.to_string())
+    format!("the kernel chose {}{of}, at {at}{to}{scope}", number(got.port))
 }
 
 fn failed(event: &Event, about: String, outcome: Option<Outcome>) -> String {

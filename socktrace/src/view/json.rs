@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::model::{
-    Container, Family, Listener, Owner, Process, Queue, SynRule, Times, Totals, Transport,
+    Backlog, Container, Family, Listener, Owner, Process, Queue, SynRule, Times, Totals, Transport,
 };
 
 pub(super) const SCHEMA: u32 = 1;
@@ -67,14 +67,6 @@ struct Identity<'a> {
     exe: Option<&'a str>,
     user: Option<&'a str>,
     netns_name: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Backlog {
-    requested: Option<i32>,
-    somaxconn: Option<u32>,
-    effective: Option<u32>,
-    clamped: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -180,12 +172,7 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
                 user: l.belongs.user.as_deref(),
                 netns_name: l.belongs.netns_name.as_deref(),
             },
-            backlog: Backlog {
-                requested: l.requested,
-                somaxconn: l.somaxconn,
-                effective: l.effective(),
-                clamped: l.clamped(),
-            },
+            backlog: l.backlog(),
             accept_queue: l.accept.into(),
             syn_queue: SynQueue {
                 depth,
