@@ -7,9 +7,9 @@ use std::{
 };
 
 use socktrace_common::{
-    AF_INET6, AF_UNIX, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT, READ_SEQPACKET,
-    READ_SHUTDOWN, Reading, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count, event::UnixName,
-    tcp_state,
+    AF_INET, AF_INET6, AF_UNIX, READ_IPV6ONLY, READ_MIGRATES, READ_MPTCP, READ_REUSEPORT,
+    READ_SEQPACKET, READ_SHUTDOWN, Reading, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count,
+    event::UnixName, tcp_state,
 };
 
 use crate::{
@@ -270,7 +270,8 @@ fn listener(
     full_at_limit: Option<bool>,
 ) -> Listener {
     let r = &t.reading;
-    let family = family(r.family);
+    // The kernel side takes no other one for a listener.
+    let family = family(r.family).unwrap_or(Family::Ipv4);
     let unix = family == Family::Unix;
     let holders = if r.inode == 0 { &[] } else { host.owners.of(r.inode) };
     let (cgroup, belongs) = belongs(&host.owners, holders, &t.acceptors, r.uid);
@@ -366,11 +367,12 @@ fn requested(slot: &Slot, r: &Reading) -> Option<i32> {
 }
 
 /// An address family by the kernel's number.
-pub(crate) fn family(number: u16) -> Family {
+pub(crate) fn family(number: u16) -> Option<Family> {
     match number {
-        AF_INET6 => Family::Ipv6,
-        AF_UNIX => Family::Unix,
-        _ => Family::Ipv4,
+        AF_INET => Some(Family::Ipv4),
+        AF_INET6 => Some(Family::Ipv6),
+        AF_UNIX => Some(Family::Unix),
+        _ => None,
     }
 }
 

@@ -15,7 +15,7 @@ use socktrace_common::{
 
 use crate::{
     bpf::Happened,
-    engine::{address, bytes, comm, name},
+    engine::{address, bytes, comm, family, name},
     model::{Backlog, Family, Listener, Owner, SocketKind, Transport},
 };
 
@@ -371,15 +371,6 @@ fn reason(index: u32) -> &'static str {
         Ok(count::SYN_FULL) => "syn_queue_full",
         Ok(count::RESERVE) => "syn_backlog_reserve",
         _ => "other",
-    }
-}
-
-fn family(number: u16) -> Option<Family> {
-    match number {
-        socktrace_common::AF_INET => Some(Family::Ipv4),
-        socktrace_common::AF_INET6 => Some(Family::Ipv6),
-        socktrace_common::AF_UNIX => Some(Family::Unix),
-        _ => None,
     }
 }
 

@@ -63,7 +63,7 @@ impl Resolver {
             caller.cgroup = path.map(str::to_owned);
         }
         let Some(netns) = event.netns else { return };
-        let Some(socket) = event.socket.clone() else { return };
+        let Some(socket) = &event.socket else { return };
         if socket.family == Family::Unix {
             return;
         }
@@ -137,7 +137,8 @@ impl Resolver {
             let found =
                 tracer.port_holders(netns, protocol, port, MOST_HOLDERS).unwrap_or_default();
             for holder in &found {
-                let address = address(family(holder.family), bytes(holder.address));
+                let address =
+                    family(holder.family).and_then(|family| address(family, bytes(holder.address)));
                 let Some(address) = address.filter(|&held| overlap(held, asked.address)) else {
                     continue;
                 };
