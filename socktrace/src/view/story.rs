@@ -32,6 +32,12 @@ struct Life {
     listens: bool,
 }
 
+impl Life {
+    fn new(number: u32, began: SystemTime, listens: bool) -> Self {
+        Self { number, last: began, connections: 0, drops: 0, accepts: 0, listens }
+    }
+}
+
 /// Tells the lives of the sockets whose events it is given.
 #[derive(Debug, Default)]
 pub struct Story {
@@ -57,12 +63,9 @@ impl Story {
             Kind::Bind if event.socket.as_ref().is_some_and(|s| s.kind == SocketKind::Datagram) => {
                 Vec::new()
             }
-            Kind::Bind if matches!(event.what, What::Bind { explicit: true, .. }) => {
-                self.call(event, "bound")
-            }
-            Kind::Bind if matches!(event.what, What::Bind { at_listen: true, .. }) => {
-                self.call(event, "bound")
-            }
+            // A port that the kernel chooses at connect() is a client's.
+            Kind::Bind if is_at_connect(event) => Vec::new(),
+            Kind::Bind => self.call(event, "bound"),
             Kind::Listen => self.listening(event),
             Kind::Established | Kind::Accept | Kind::Drop | Kind::Close => self.listener(event),
             Kind::Lost => vec![format!("  -- {}", what(event))],
@@ -126,15 +129,7 @@ impl Story {
         self.begun += 1;
         let made = self.unbound.remove(&key);
         let first = made.as_ref().unwrap_or(event);
-        let life = Life {
-            number: self.begun,
-            last: first.time,
-            connections: 0,
-            drops: 0,
-            accepts: 0,
-            listens: false,
-        };
-        self.lives.insert(name.to_owned(), life);
+        self.lives.insert(name.to_owned(), Life::new(self.begun, first.time, false));
         self.by_inode.insert(key, name.to_owned());
         lines.push(heading(self.begun, event));
         if let Some(made) = made {
@@ -171,15 +166,7 @@ impl Story {
         if !self.lives.contains_key(&name) {
             self.make_room(&mut lines);
             self.begun += 1;
-            let life = Life {
-                number: self.begun,
-                last: event.time,
-                connections: 0,
-                drops: 0,
-                accepts: 0,
-                listens: true,
-            };
-            self.lives.insert(name.clone(), life);
+            self.lives.insert(name.clone(), Life::new(self.begun, event.time, true));
             lines.push(format!("{} (older than the trace)", heading(self.begun, event)));
         }
         let Some(life) = self.lives.get_mut(&name) else { return lines };
@@ -230,6 +217,10 @@ impl Story {
             format!("#{number} {:>9}      {}", "", printable(&state(event))),
         ]
     }
+}
+
+fn is_at_connect(event: &Event) -> bool {
+    matches!(event.what, What::Bind { explicit: false, at_listen: false, .. })
 }
 
 fn gap(time: Duration) -> String {
