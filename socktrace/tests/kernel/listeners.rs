@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     lab::{Kind, Listener, Netns, connect, many_files, ss, ss_queue},
-    run::{Tracing, backends, in_vm, output, queue, records, sees_requested},
+    run::{Tracing, backends, in_vm, output, queue, records, sees_calls},
 };
 
 /// Each kind of listener, opened before the trace and after.
@@ -80,7 +80,7 @@ fn every_kind_of_listener_is_known_by_its_socket() {
             );
             assert_eq!(queue(record, "accept_queue"), (2, 23, 2), "{what}");
             assert_eq!(ss_queue(listener.inode), (2, 23), "{what}");
-            let asked = if i >= older && sees_requested(backend) { json!(23) } else { Value::Null };
+            let asked = if i >= older && sees_calls(backend) { json!(23) } else { Value::Null };
             assert_eq!(record["backlog"]["requested"], asked, "{what}");
             assert_eq!(record["backlog"]["effective"], 23, "{what}");
         }
@@ -138,7 +138,7 @@ fn a_second_listen_changes_the_limit() {
         for listener in [&older, &younger] {
             let record = run.last_of(&listener.id());
             assert_eq!(queue(record, "accept_queue").1, 9, "{backend}: {record:#}");
-            let asked = if sees_requested(backend) { json!(9) } else { Value::Null };
+            let asked = if sees_calls(backend) { json!(9) } else { Value::Null };
             assert_eq!(record["backlog"]["requested"], asked, "{backend}: {record:#}");
         }
     }
@@ -156,7 +156,7 @@ fn a_clamped_backlog_shows_what_was_asked_and_what_was_given() {
             tracing.wait_interval();
             let run = tracing.stop();
             for (listener, asked) in listeners.iter().zip([1000, -1]) {
-                let known = sees_requested(backend);
+                let known = sees_calls(backend);
                 let if_known = |value: Value| if known { value } else { Value::Null };
                 let expect = json!({"requested": if_known(json!(asked)), "somaxconn": 64,
                                     "effective": 64, "clamped": if_known(json!(true))});

@@ -40,13 +40,9 @@ pub(crate) fn backends() -> &'static [&'static str] {
     &["tracepoint"]
 }
 
-/// Whether a backend can see system calls, which tracepoints show only where tracefs is mounted.
+/// Whether a backend can see system calls and what they were asked for: tracepoints show them only where tracefs
+/// is mounted.
 pub(crate) fn sees_calls(backend: &str) -> bool {
-    sees_requested(backend)
-}
-
-/// Whether a backend can see what `listen()` was asked for.
-pub(crate) fn sees_requested(backend: &str) -> bool {
     let tracefs = Path::new("/sys/kernel/tracing/events").is_dir();
     assert!(tracefs || !in_vm(), "the guests have tracefs");
     backend != "tracepoint" || tracefs
