@@ -60,21 +60,12 @@ pub struct TopArgs {
     #[arg(short, long, value_name = "DUR", default_value = "1s", value_parser = duration)]
     pub interval: Duration,
 
-    /// Stop after this time
-    #[arg(short, long, value_name = "DUR", value_parser = duration)]
-    pub duration: Option<Duration>,
-
     /// Stop after this many tables
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// How to attach to the kernel; auto takes the first that works, in this order
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
-    pub backend: BackendArg,
-
-    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub max_listeners: Option<u32>,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 
     /// Plain tables even on a terminal (the only kind so far)
     #[arg(short, long)]
@@ -104,21 +95,12 @@ pub struct EventsArgs {
     #[arg(long, conflicts_with = "kind")]
     pub lifecycle: bool,
 
-    /// Stop after this time
-    #[arg(short, long, value_name = "DUR", value_parser = duration)]
-    pub duration: Option<Duration>,
-
     /// Stop after this many events
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// How to attach to the kernel; auto takes the first that works, in this order
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
-    pub backend: BackendArg,
-
-    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub max_listeners: Option<u32>,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 impl EventsArgs {
@@ -167,6 +149,22 @@ impl EventsArgs {
                 .transpose()?,
         })
     }
+}
+
+/// Flags of every verb that traces.
+#[derive(Args, Debug, Default)]
+pub struct TraceArgs {
+    /// Stop after this time
+    #[arg(short, long, value_name = "DUR", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// How to attach to the kernel; auto takes the first that works, in this order
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+
+    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_listeners: Option<u32>,
 }
 
 #[derive(Args, Debug)]

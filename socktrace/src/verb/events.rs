@@ -7,15 +7,12 @@ use std::{
 };
 
 use socktrace_common::{NOBODY, Slot};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval_at, sleep},
-};
 
 use super::{
     need_privileges, now,
     output::{Lines, Printer},
     resolve::Resolver,
+    runtime::{Signals, after, block_on, every},
     say, start_log,
     watch::{Watch, WatchArgs},
 };
@@ -57,37 +54,21 @@ pub fn run(args: &EventsArgs) -> Result<()> {
         ));
     }
     need_privileges("events")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::run("cannot start the runtime"))?;
-    runtime.block_on(trace(args, printer))
+    block_on(trace(args, printer))
 }
 
 async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
+    let mut signals = Signals::new()?;
     let mut stream = Stream::start(args, &printer)?;
     let log = bpf::drain_log(stream.watch.tracer.take_log());
     tokio::pin!(log);
-    let mut drain = interval_at(tokio::time::Instant::now() + DRAIN, DRAIN);
-    drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut interval = interval_at(tokio::time::Instant::now() + INTERVAL, INTERVAL);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let end = async {
-        match args.duration {
-            Some(duration) => sleep(duration).await,
-            None => std::future::pending().await,
-        }
-    };
+    let (mut drain, mut interval) = (every(DRAIN), every(INTERVAL));
+    let end = after(args.trace.duration);
     tokio::pin!(end);
     while !stream.is_done() {
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.any() => break,
             () = &mut end => break,
             _ = drain.tick() => stream.drain(now(), BATCH)?,
             _ = interval.tick() => stream.interval()?,
@@ -153,8 +134,8 @@ impl Stream {
         let filter = printer.filter().clone();
         let json = printer.is_json();
         let watch = Watch::start(&WatchArgs {
-            backend: args.backend,
-            max_listeners: args.max_listeners,
+            backend: args.trace.backend,
+            max_listeners: args.trace.max_listeners,
             events: Some(args.wanted(&filter)?),
             filter: &filter,
             quiet: args.view.quiet,

@@ -2,10 +2,10 @@
 
 pub mod check;
 pub mod events;
-
 pub mod list;
 mod output;
 mod resolve;
+mod runtime;
 pub mod top;
 mod watch;
 

@@ -2,23 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval_at, sleep},
-};
-
 use super::{
     need_privileges,
     output::Printer,
+    runtime::{Signals, after, block_on, every},
     start_log,
     watch::{Watch, WatchArgs},
 };
-use crate::{
-    bpf,
-    cli::TopArgs,
-    error::{Error, Result},
-    view::column::by_trouble,
-};
+use crate::{bpf, cli::TopArgs, error::Result, view::column::by_trouble};
 
 /// How often the room in the maps is looked after, however long an interval is.
 const WATCH: Duration = Duration::from_secs(1);
@@ -27,22 +18,14 @@ pub fn run(args: &TopArgs) -> Result<()> {
     start_log(args.view.verbose, args.view.quiet);
     let printer = Printer::new(&args.view, by_trouble)?;
     need_privileges("top")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::run("cannot start the runtime"))?;
-    runtime.block_on(trace(args, printer))
+    block_on(trace(args, printer))
 }
 
 async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
-    // Signals first: from here on a run ends with a summary.
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(Error::run("cannot wait for SIGTERM"))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(Error::run("cannot wait for SIGINT"))?;
+    let mut signals = Signals::new()?;
     let mut watch = Watch::start(&WatchArgs {
-        backend: args.backend,
-        max_listeners: args.max_listeners,
+        backend: args.trace.backend,
+        max_listeners: args.trace.max_listeners,
         events: None,
         filter: printer.filter(),
         quiet: args.view.quiet,
@@ -51,25 +34,16 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
     let log = bpf::drain_log(watch.tracer.take_log());
     tokio::pin!(log);
 
-    let every = args.interval();
-    let mut ticks = interval_at(tokio::time::Instant::now() + every, every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut room = interval_at(tokio::time::Instant::now() + WATCH, WATCH);
-    room.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let end = async {
-        match args.duration {
-            Some(duration) => sleep(duration).await,
-            None => std::future::pending().await,
-        }
-    };
+    let interval = args.interval();
+    let (mut ticks, mut room) = (every(interval), every(WATCH));
+    let end = after(args.trace.duration);
     tokio::pin!(end);
     let mut left = args.count();
     let mut tables = 0_u64;
     while left != Some(0) {
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.any() => break,
             _ = ticks.tick() => {
                 table(&mut watch, &mut printer)?;
                 tables += 1;
@@ -82,7 +56,7 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
     }
     // What happened since the last table is not thrown away.
     if left != Some(0)
-        && (tables == 0 || watch.since.elapsed() > every / 10 || watch.tracer.has_news())
+        && (tables == 0 || watch.since.elapsed() > interval / 10 || watch.tracer.has_news())
     {
         table(&mut watch, &mut printer)?;
     }
