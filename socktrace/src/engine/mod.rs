@@ -1,5 +1,7 @@
 //! Makes listeners of what the kernel side and the host say. Pure state: no I/O, no clock.
 
+mod untracked;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -15,7 +17,7 @@ use socktrace_common::{
 use crate::{
     bpf::Tracked,
     event::ListenerName,
-    host::{DiagListener, Dump, Host, Owners, UnixListener},
+    host::{Host, Owners},
     model::{
         Belongs, Drops, Family, Id, Listener, Owner, Process, Queue, SocketKind, SynLimit, Totals,
         Transport, unix_path,
@@ -91,21 +93,10 @@ impl Engine {
             }
         }
         self.before = before;
-        for (&netns, dump) in &host.listeners {
-            for diag in &dump.listeners {
-                if !cookies.contains(&(netns, diag.cookie)) {
-                    result.listeners.push(untracked(now, netns, diag, dump, &host.owners));
-                    result.untracked.insert(netns);
-                }
-            }
-        }
-        for (&netns, listeners) in &host.unix {
-            for diag in listeners {
-                if !cookies.contains(&(netns, diag.cookie)) {
-                    result.listeners.push(untracked_unix(now, netns, diag, &host.owners));
-                    result.untracked.insert(netns);
-                }
-            }
+        let known = |netns, cookie| cookies.contains(&(netns, cookie));
+        for listener in untracked::listeners(now, host, known) {
+            result.untracked.insert(listener.netns);
+            result.listeners.push(listener);
         }
         let names: HashMap<u32, &String> = host
             .netns
@@ -443,85 +434,6 @@ fn belongs(
         netns_name: None,
     };
     (process.and_then(|process| process.cgroup.clone()), belongs)
-}
-
-/// A listener that is known from `sock_diag` alone.
-fn untracked(now: Now, netns: u32, diag: &DiagListener, dump: &Dump, known: &Owners) -> Listener {
-    Listener {
-        id: Id::Cookie { netns, cookie: diag.cookie },
-        family: if diag.ipv6 { Family::Ipv6 } else { Family::Ipv4 },
-        transport: diag.mptcp.map(|mptcp| if mptcp { Transport::Mptcp } else { Transport::Tcp }),
-        address: Some(diag.address),
-        port: Some(diag.port),
-        interface: (diag.interface != 0).then_some(diag.interface),
-        v6only: diag.v6only,
-        accept: unwatched(diag.accept_depth, diag.accept_limit),
-        syn: Queue { depth: dump.syn_depth(diag), ..Queue::default() },
-        ..unknown(now, netns, diag.inode, Some(diag.uid), known)
-    }
-}
-
-/// The same for AF_UNIX.
-fn untracked_unix(now: Now, netns: u32, diag: &UnixListener, known: &Owners) -> Listener {
-    Listener {
-        id: Id::Cookie { netns, cookie: diag.cookie },
-        family: Family::Unix,
-        transport: Some(Transport::Unix),
-        socket_type: socket_type(diag.seqpacket),
-        path: diag.name.as_deref().and_then(unix_path),
-        accept: unwatched(diag.accept_depth, diag.accept_limit),
-        ..unknown(now, netns, diag.inode, diag.uid, known)
-    }
-}
-
-/// An accept queue that no hook looks at.
-fn unwatched(depth: u32, limit: u32) -> Queue {
-    Queue {
-        depth: Some(depth),
-        limit: Some(limit),
-        capacity: Some(limit.saturating_add(1)),
-        peak: None,
-    }
-}
-
-/// A listener of which nothing is known but who holds it.
-fn unknown(now: Now, netns: u32, inode: u64, uid: Option<u32>, known: &Owners) -> Listener {
-    let holders = if inode == 0 { &[] } else { known.of(inode) };
-    let (cgroup, belongs) = belongs(known, holders, &[], uid.unwrap_or(u32::MAX));
-    Listener {
-        time: now.time,
-        id: Id::Inode { netns, inode },
-        family: Family::Ipv4,
-        transport: None,
-        socket_type: SocketKind::Stream,
-        address: None,
-        port: None,
-        path: None,
-        inode: (inode != 0).then_some(inode),
-        interface: None,
-        reuseport: None,
-        v6only: None,
-        uid,
-        owners: holders.to_vec(),
-        opener: None,
-        acceptors: Vec::new(),
-        cgroup,
-        belongs,
-        netns,
-        requested: None,
-        somaxconn: None,
-        accept: Queue::default(),
-        syn: Queue::default(),
-        syn_young: None,
-        syn_rule: None,
-        totals: Totals::default(),
-        dropped: None,
-        accept_wait: None,
-        handshake: None,
-        last_accept_age: None,
-        oldest_wait: None,
-        closed: false,
-    }
 }
 
 #[cfg(test)]
