@@ -422,7 +422,7 @@ pub fn decode(happened: &Happened, time: SystemTime) -> Option<Event> {
     let of = family(raw.family);
     let outcome = Outcome(raw.result);
     let timed = (raw.flags & EVENT_TIMED != 0).then(|| Duration::from_nanos(raw.ns));
-    let path = happened.name.as_ref().and_then(name);
+    let path = happened.name.as_deref().and_then(name);
     let local = match of {
         Some(Family::Unix) => End { path: path.clone(), ..End::default() },
         of => end(of, raw.local, raw.local_port),

@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 pub(super) struct Ring(RingBuf<MapData>);
 
 /// An event, and the name that goes with it where it is about an AF_UNIX socket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Happened {
     pub event: Event,
-    pub name: Option<UnixName>,
+    /// In a box: most have none.
+    pub name: Option<Box<UnixName>>,
 }
 
 impl Ring {
@@ -40,7 +41,7 @@ fn decode(bytes: &[u8]) -> Result<Happened> {
         }
         length if length == size_of::<UnixEvent>() => {
             let UnixEvent { event, name } = take(bytes).ok_or_else(damaged)?;
-            Ok(Happened { event, name: Some(name) })
+            Ok(Happened { event, name: Some(Box::new(name)) })
         }
         _ => Err(damaged()),
     }

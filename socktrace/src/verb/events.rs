@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::Write as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -157,7 +158,8 @@ impl Stream {
             unwritten: 0,
         };
         if !json && !args.lifecycle && !args.view.no_header {
-            stream.lines.push(view::event::header(stream.style), 0);
+            let header = view::event::header(stream.style);
+            stream.lines.write(0, |out| writeln!(out, "{header}"))?;
         }
         let tracked = stream.watch.named()?;
         stream.learn(&tracked);
@@ -221,21 +223,16 @@ impl Stream {
 
     /// `counts`: how many events that is, for the account.
     fn write(&mut self, event: &Event, counts: u64) -> Result<()> {
-        if let Some(story) = &mut self.story {
-            let mut text = Vec::new();
-            for line in story.tell(event) {
-                text.extend_from_slice(line.as_bytes());
-                text.push(b'\n');
+        let (story, json, style) = (&mut self.story, self.json, self.style);
+        self.lines.write(counts, |out| {
+            if let Some(story) = story {
+                story.tell(event).iter().try_for_each(|line| writeln!(out, "{line}"))
+            } else if json {
+                view::event::write(out, event)
+            } else {
+                writeln!(out, "{}", view::event::line(event, style))
             }
-            self.lines.push_bytes(&text, counts);
-        } else if self.json {
-            let mut line = Vec::new();
-            view::event::write(&mut line, event)?;
-            self.lines.push_bytes(&line, counts);
-        } else {
-            self.lines.push(view::event::line(event, self.style), counts);
-        }
-        Ok(())
+        })
     }
 
     /// Names the listener in a slot, and the limit of its SYN queue.
@@ -359,9 +356,7 @@ impl Stream {
         let unwritten = self.delivered.saturating_sub(written);
         let summary = self.watch.finish(Some((written, unwritten)))?;
         if self.json {
-            let mut line = Vec::new();
-            view::json::write(&mut line, &summary)?;
-            self.lines.push_bytes(&line, 0);
+            self.lines.write(0, |out| view::json::write(out, &summary))?;
         }
         self.lines.finish()
     }

@@ -109,6 +109,8 @@ pub(super) struct Lines {
     dropped: u64,
     sent: u64,
     to: Option<SyncSender<(Vec<u8>, u64)>>,
+    /// Batches that were written, empty now.
+    spare: Receiver<Vec<u8>>,
     /// Batches and events that were written.
     written: Arc<[AtomicU64; 2]>,
     result: Receiver<io::Result<()>>,
@@ -116,6 +118,8 @@ pub(super) struct Lines {
     writer: JoinHandle<()>,
 }
 
+/// What is handed over at once.
+const BATCH_SIZE: usize = 64 << 10;
 /// Batches that wait for the reader of stdout.
 const MOST_BATCHES: usize = 256;
 /// How long a run waits for the reader of stdout when it ends.
@@ -124,6 +128,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Lines {
     pub(super) fn start() -> Result<Self> {
         let (to, from) = sync_channel::<(Vec<u8>, u64)>(MOST_BATCHES);
+        let (give_back, spare) = channel();
         let (done, result) = channel();
         let written: Arc<[AtomicU64; 2]> = Arc::default();
         let counts = Arc::clone(&written);
@@ -131,11 +136,14 @@ impl Lines {
             .name("output".into())
             .spawn(move || {
                 let mut out = io::stdout().lock();
-                let end = from.iter().try_for_each(|(batch, count)| {
+                let end = from.iter().try_for_each(|(mut batch, count)| {
                     out.write_all(&batch)?;
                     out.flush()?;
                     counts[1].fetch_add(count, Ordering::Relaxed);
                     counts[0].fetch_add(1, Ordering::Release);
+                    batch.clear();
+                    // Nobody needs it any more when the run has ended.
+                    let _ = give_back.send(batch);
                     Ok(())
                 });
                 // Nobody asks any more when the run has ended.
@@ -148,6 +156,7 @@ impl Lines {
             dropped: 0,
             sent: 0,
             to: Some(to),
+            spare,
             written,
             result,
             failed: None,
@@ -155,17 +164,18 @@ impl Lines {
         })
     }
 
-    /// A line that tells of so many events.
-    pub(super) fn push(&mut self, line: String, events: u64) {
-        let mut line = line.into_bytes();
-        line.push(b'\n');
-        self.push_bytes(&line, events);
-    }
-
-    /// Lines with their ends.
-    pub(super) fn push_bytes(&mut self, lines: &[u8], events: u64) {
-        self.batch.extend_from_slice(lines);
+    /// Lines with their ends, that tell of so many events.
+    pub(super) fn write(
+        &mut self,
+        events: u64,
+        lines: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> Result<()> {
+        lines(&mut self.batch)?;
         self.count += events;
+        if self.batch.len() >= BATCH_SIZE {
+            self.flush();
+        }
+        Ok(())
     }
 
     /// Hands over what there is; returns whether there was room for it.
@@ -174,14 +184,17 @@ impl Lines {
         if self.batch.is_empty() && self.count == 0 {
             return true;
         }
-        let batch = (std::mem::take(&mut self.batch), std::mem::take(&mut self.count));
+        let empty = self.spare.try_recv().unwrap_or_default();
+        let batch = (std::mem::replace(&mut self.batch, empty), std::mem::take(&mut self.count));
         match to.try_send(batch) {
             Ok(()) => {
                 self.sent += 1;
                 true
             }
-            Err(TrySendError::Full((_, count))) => {
+            Err(TrySendError::Full((mut batch, count))) => {
                 self.dropped += count;
+                batch.clear();
+                self.batch = batch;
                 false
             }
             Err(TrySendError::Disconnected(_)) => {

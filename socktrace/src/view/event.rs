@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     column::{duration, number},
-    json::{self, SCHEMA, rfc3339},
+    json::{self, SCHEMA, Time, rfc3339},
     printable,
     table::{BOLD, RED, RESET, Style, YELLOW},
 };
@@ -30,7 +31,7 @@ pub fn write(out: &mut impl Write, event: &Event) -> io::Result<()> {
 struct EventRecord<'a> {
     r#type: &'static str,
     schema: u32,
-    time: String,
+    time: Time,
     kind: &'static str,
     listener: Option<ListenerRecord<'a>>,
     pid: Option<u32>,
@@ -49,7 +50,7 @@ struct ListenerRecord<'a> {
     id: Option<&'a str>,
     family: &'static str,
     transport: Option<&'static str>,
-    address: Option<String>,
+    address: Option<IpAddr>,
     port: Option<u16>,
     path: Option<&'a str>,
     netns: u32,
@@ -62,7 +63,7 @@ struct SocketRecord<'a> {
     inode: Option<u64>,
     cookie: Option<u64>,
     state: &'static str,
-    address: Option<String>,
+    address: Option<IpAddr>,
     port: Option<u16>,
     path: Option<&'a str>,
 }
@@ -79,7 +80,7 @@ enum Detail<'a> {
         result: ResultRecord,
     },
     Bind {
-        address: Option<String>,
+        address: Option<IpAddr>,
         port: Option<u16>,
         path: Option<&'a str>,
         requested: &'a End,
@@ -203,7 +204,7 @@ impl<'a> From<&'a Event> for EventRecord<'a> {
         Self {
             r#type: "event",
             schema: SCHEMA,
-            time: rfc3339(event.time),
+            time: Time(event.time),
             kind: event.kind.name(),
             listener: event.listener.as_deref().map(ListenerRecord::from),
             pid: caller.map(|caller| caller.pid),
@@ -223,7 +224,7 @@ impl<'a> From<&'a ListenerName> for ListenerRecord<'a> {
             id: name.id.as_deref(),
             family: json::family(name.family),
             transport: name.transport.map(json::transport),
-            address: name.address.map(|address| address.to_string()),
+            address: name.address,
             port: name.port,
             path: name.path.as_deref(),
             netns: name.netns,
@@ -239,7 +240,7 @@ impl<'a> From<&'a Socket> for SocketRecord<'a> {
             inode: socket.inode,
             cookie: socket.cookie,
             state: socket.state,
-            address: socket.local.address.map(|address| address.to_string()),
+            address: socket.local.address,
             port: socket.local.port,
             path: socket.local.path.as_deref(),
         }
@@ -267,7 +268,7 @@ fn detail(event: &Event) -> Detail<'_> {
         } => {
             let got = if outcome.failed() { asked } else { socket.map_or(asked, |s| &s.local) };
             Detail::Bind {
-                address: got.address.map(|address| address.to_string()),
+                address: got.address,
                 port: got.port,
                 path: got.path.as_deref(),
                 requested: asked,

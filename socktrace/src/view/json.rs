@@ -1,11 +1,13 @@
 //! Records: one JSON object a line, as `product.md` fixed them.
 
 use std::{
+    cell::Cell,
     io::{self, Write},
-    time::{Duration, SystemTime},
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::model::{
     Backlog, Container, Family, Listener, Owner, Process, Queue, SynRule, Times, Totals, Transport,
@@ -18,6 +20,43 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
+/// A time of a record, in the same form. Thousands of events have the same second, so its text is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Time(pub(super) SystemTime);
+
+/// `2026-11-23T08:30:10.377482362Z`
+const TIME_LENGTH: usize = 30;
+/// Up to the point, with it.
+const SECOND_LENGTH: usize = 20;
+
+thread_local! {
+    /// The second that was written last, and a time in it.
+    static SECOND: Cell<(u64, [u8; TIME_LENGTH])> = const { Cell::new((u64::MAX, [0; TIME_LENGTH])) };
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (second, mut text) = SECOND.get();
+        if second == since.as_secs() {
+            let mut rest = since.subsec_nanos();
+            for digit in text[SECOND_LENGTH..TIME_LENGTH - 1].iter_mut().rev() {
+                *digit = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        } else {
+            let new = rfc3339(self.0);
+            match new.as_bytes().try_into() {
+                Ok(new) => text = new,
+                // A year of five digits.
+                Err(_) => return serializer.serialize_str(&new),
+            }
+            SECOND.set((since.as_secs(), text));
+        }
+        serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
 /// Writes a record as a line.
 pub fn write(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, record)?;
@@ -28,7 +67,7 @@ pub fn write(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
 pub struct ListenerRecord<'a> {
     r#type: &'static str,
     schema: u32,
-    time: String,
+    time: Time,
     listener: Identity<'a>,
     backlog: Backlog,
     accept_queue: QueueRecord,
@@ -48,7 +87,7 @@ struct Identity<'a> {
     family: &'static str,
     transport: Option<&'static str>,
     socket_type: String,
-    address: Option<String>,
+    address: Option<IpAddr>,
     port: Option<u16>,
     path: Option<&'a str>,
     netns: u32,
@@ -143,13 +182,13 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
         Self {
             r#type: "listener",
             schema: SCHEMA,
-            time: rfc3339(l.time),
+            time: Time(l.time),
             listener: Identity {
                 id: l.id.to_string(),
                 family: family(l.family),
                 transport: l.transport.map(transport),
                 socket_type: l.socket_type.name(),
-                address: l.address.map(|address| address.to_string()),
+                address: l.address,
                 port: l.port,
                 path: l.path.as_deref(),
                 netns: l.netns,
@@ -201,7 +240,7 @@ impl<'a> From<&'a Listener> for ListenerRecord<'a> {
 pub struct Summary {
     r#type: &'static str,
     schema: u32,
-    time: String,
+    time: Time,
     pub backend: &'static str,
     pub kernel: String,
     pub duration_ms: u64,
@@ -235,7 +274,7 @@ impl Summary {
         Self {
             r#type: "summary",
             schema: SCHEMA,
-            time: rfc3339(time),
+            time: Time(time),
             backend,
             kernel,
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
@@ -251,7 +290,7 @@ impl Summary {
 pub struct CheckRecord {
     r#type: &'static str,
     schema: u32,
-    time: String,
+    time: Time,
     pub feature: String,
     pub available: Option<bool>,
     pub detail: String,
@@ -270,7 +309,7 @@ impl CheckRecord {
         Self {
             r#type: "check",
             schema: SCHEMA,
-            time: rfc3339(time),
+            time: Time(time),
             feature: feature.into(),
             available,
             detail: detail.into(),
@@ -282,6 +321,17 @@ impl CheckRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_humantimes() {
+        let base = UNIX_EPOCH + Duration::from_secs(1_795_420_798);
+        for ns in [0, 1, 999_999_999, 1_000_000_000, 1_000_000_010, 377_482_362, 86_400_000_000_000]
+        {
+            let time = base + Duration::from_nanos(ns);
+            let json = serde_json::to_string(&Time(time)).unwrap();
+            assert_eq!(json, format!("\"{}\"", rfc3339(time)), "{ns}");
+        }
+    }
     use serde_json::{Value, json};
 
     #[test]
