@@ -1,6 +1,10 @@
 //! An event as the tool understands it. No I/O, no clock.
 
-use std::{net::IpAddr, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
 
 use clap::ValueEnum;
 use nix::errno::Errno;
@@ -125,6 +129,16 @@ pub struct ListenerName {
     pub netns: u32,
     /// `address:port` or the path, for people.
     pub endpoint: String,
+    /// Its record, once it was written.
+    pub json: OnceLock<String>,
+}
+
+impl ListenerName {
+    /// When it may have been another one at the same address.
+    #[must_use]
+    pub fn without_id(&self) -> Self {
+        Self { id: None, json: OnceLock::new(), ..self.clone() }
+    }
 }
 
 impl From<&Listener> for ListenerName {
@@ -138,6 +152,7 @@ impl From<&Listener> for ListenerName {
             path: listener.path.clone(),
             netns: listener.netns,
             endpoint: listener.endpoint(),
+            json: OnceLock::new(),
         }
     }
 }

@@ -253,7 +253,7 @@ impl Stream {
         };
         if slot.ambiguous != 0 {
             // It may have been another one at the same address.
-            event.listener = Some(Arc::new(ListenerName { id: None, ..(**name).clone() }));
+            event.listener = Some(Arc::new(name.without_id()));
             event.what.queues_mut().map(std::mem::take);
             return Ok(());
         }

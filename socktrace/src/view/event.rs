@@ -1,10 +1,6 @@
 //! Events: a line of text, and a record.
 
-use std::{
-    io::{self, Write},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{io, net::IpAddr, time::Duration};
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -23,26 +19,43 @@ use crate::{
 };
 
 /// Writes an event as a line of JSON.
-pub fn write(out: &mut impl Write, event: &Event) -> io::Result<()> {
-    json::write(out, &EventRecord::from(event))
+///
+/// There can be hundreds of thousands a second, so what all of them begin with is put together from parts: keys that
+/// need no escaping, and the listener as it was written the first time.
+pub fn write(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
+    let caller = event.caller.as_ref();
+    put(out, r#"{"type":"event","schema":"#, &SCHEMA)?;
+    put(out, r#","time":"#, &Time(event.time))?;
+    put(out, r#","kind":"#, &event.kind.name())?;
+    out.extend_from_slice(br#","listener":"#);
+    match event.listener.as_deref() {
+        None => out.extend_from_slice(b"null"),
+        Some(name) => match name.json.get() {
+            Some(json) => out.extend_from_slice(json.as_bytes()),
+            None => {
+                let json = serde_json::to_string(&ListenerRecord::from(name))?;
+                out.extend_from_slice(name.json.get_or_init(|| json).as_bytes());
+            }
+        },
+    }
+    put(out, r#","pid":"#, &caller.map(|caller| caller.pid))?;
+    put(out, r#","comm":"#, &caller.map(|caller| &caller.comm))?;
+    put(out, r#","uid":"#, &caller.map(|caller| caller.uid))?;
+    put(out, r#","cgroup":"#, &caller.and_then(|caller| caller.cgroup.as_deref()))?;
+    put(out, r#","netns":"#, &event.netns)?;
+    if let Some(socket) = &event.socket {
+        put(out, r#","socket":"#, &SocketRecord::from(socket))?;
+    }
+    // Goes on in the same object: its opening brace becomes a comma.
+    let brace = out.len();
+    json::write(out, &detail(event))?;
+    out[brace] = b',';
+    Ok(())
 }
 
-#[derive(Serialize)]
-struct EventRecord<'a> {
-    r#type: &'static str,
-    schema: u32,
-    time: Time,
-    kind: &'static str,
-    listener: Option<ListenerRecord<'a>>,
-    pid: Option<u32>,
-    comm: Option<&'a str>,
-    uid: Option<u32>,
-    cgroup: Option<&'a str>,
-    netns: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    socket: Option<SocketRecord<'a>>,
-    #[serde(flatten)]
-    detail: Detail<'a>,
+fn put(out: &mut Vec<u8>, key: &str, value: &impl Serialize) -> io::Result<()> {
+    out.extend_from_slice(key.as_bytes());
+    Ok(serde_json::to_writer(out, value)?)
 }
 
 #[derive(Serialize)]
@@ -196,26 +209,6 @@ impl From<Queues> for QueuesRecord {
 
 fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl<'a> From<&'a Event> for EventRecord<'a> {
-    fn from(event: &'a Event) -> Self {
-        let caller = event.caller.as_ref();
-        Self {
-            r#type: "event",
-            schema: SCHEMA,
-            time: Time(event.time),
-            kind: event.kind.name(),
-            listener: event.listener.as_deref().map(ListenerRecord::from),
-            pid: caller.map(|caller| caller.pid),
-            comm: caller.map(|caller| caller.comm.as_str()),
-            uid: caller.map(|caller| caller.uid),
-            cgroup: caller.and_then(|caller| caller.cgroup.as_deref()),
-            netns: event.netns,
-            socket: event.socket.as_ref().map(SocketRecord::from),
-            detail: detail(event),
-        }
-    }
 }
 
 impl<'a> From<&'a ListenerName> for ListenerRecord<'a> {
@@ -688,5 +681,66 @@ fn words(reason: &str) -> &'static str {
         "syn_queue_full" => "SYN dropped, SYN queue full",
         "syn_backlog_reserve" => "SYN dropped, the rest of tcp_max_syn_backlog is for known peers",
         _ => "dropped for another reason",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::UNIX_EPOCH};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::{Caller, Kind};
+
+    /// A record that is put together from parts is one object, with everything in it once.
+    #[test]
+    fn a_line_is_one_object() {
+        let listener = Arc::new(ListenerName::from(&crate::view::sample()));
+        let peer = End { address: Some([127, 0, 0, 1].into()), port: Some(49022), path: None };
+        let queues = Queues { accept_depth: Some(3), accept_limit: Some(128), ..Queues::default() };
+        let event = |comm: Option<&str>| Event {
+            time: UNIX_EPOCH + Duration::from_nanos(1_795_420_798_000_000_001),
+            kind: Kind::Syn,
+            listener: comm.is_none().then(|| Arc::clone(&listener)),
+            caller: comm.map(|comm| Caller {
+                pid: 7,
+                comm: comm.into(),
+                uid: 1000,
+                cgroup: None,
+                cgroup_id: 0,
+            }),
+            netns: Some(4_026_531_840),
+            socket: None,
+            what: What::Syn { peer: peer.clone(), queues },
+        };
+        let written = |event: &Event| {
+            let mut out = b"before\n".to_vec();
+            write(&mut out, event).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let line = text.strip_prefix("before\n").and_then(|line| line.strip_suffix('\n'));
+            serde_json::from_str::<serde_json::Value>(line.unwrap()).unwrap()
+        };
+        let name = json!({
+            "id": "4026531840:5121", "family": "ipv4", "transport": "tcp", "address": "0.0.0.0",
+            "port": 8080, "path": null, "netns": 4_026_531_840_u32,
+        });
+        let record = |listener: serde_json::Value, caller: serde_json::Value| {
+            json!({
+                "type": "event", "schema": SCHEMA, "time": "2026-11-23T07:59:58.000000001Z",
+                "kind": "syn", "listener": listener,
+                "pid": caller[0], "comm": caller[1], "uid": caller[2], "cgroup": null,
+                "netns": 4_026_531_840_u32, "peer": {"address": "127.0.0.1", "port": 49022},
+                "accept_queue_depth": 3, "accept_queue_limit": 128,
+                "syn_queue_depth": null, "syn_queue_limit": null,
+            })
+        };
+        // The second time its listener is there already.
+        for _ in 0..2 {
+            assert_eq!(written(&event(None)), record(name.clone(), json!([null, null, null])));
+        }
+        let hostile = "\"},\u{1b}[2J\n";
+        assert_eq!(written(&event(Some(hostile))), record(json!(null), json!([7, hostile, 1000])));
+        assert_eq!(listener.without_id().json.get(), None);
     }
 }
