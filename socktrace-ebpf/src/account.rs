@@ -26,7 +26,7 @@ use socktrace_common::{
 use crate::{
     adopt, calls, events, filter, layout as at, listener, maps,
     mem::{Mem, Probe, present},
-    unix,
+    snapshot, unix,
 };
 
 /// What this CPU is doing, by the kernel function it is in.
@@ -335,7 +335,7 @@ pub(crate) unsafe fn leave<M: Mem>(doing: u32, sk: *const u8) {
 /// `tcp_conn_request` has handled a SYN, far from any limit, and dropped nothing.
 #[inline(always)]
 fn queued(cell: &mut Cell, has: u32, about: About) {
-    events::segment(kind::SYN, about.index, about.skb);
+    events::segment(kind::SYN, about.index, about.skb, 0);
     cell.counts[count::SYNS] += 1;
     if has & HAS_OPENED_FAST == 0 {
         cell.counts[count::QUEUED] += 1;
@@ -381,7 +381,7 @@ struct About {
 #[inline(always)]
 fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8, about: About) -> Answered {
     let About { index, skb } = about;
-    events::segment(kind::SYN, index, skb);
+    events::segment(kind::SYN, index, skb, 0);
     let counts = &mut cell.counts;
     let overflows = after.listen[0].wrapping_sub(before.listen[0]);
     let drops = after.listen[1].wrapping_sub(before.listen[1]);
@@ -406,10 +406,10 @@ fn syn_counts(cell: &mut Cell, before: &Mib, after: &Mib, sk: *const u8, about: 
         }
     }
     if drops != 0 {
-        events::drop(index, skb, reason);
+        events::segment(kind::DROP, index, skb, reason as u32);
     }
     if sent != 0 {
-        events::cookie(index, skb, step::SENT);
+        events::segment(kind::COOKIE, index, skb, step::SENT);
     }
     if full | wanted != 0 {
         Answered::Full
@@ -477,13 +477,14 @@ fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32, about: About) {
     // Which the kernel answers without making another request of it.
     if has & HAS_SYN != 0 {
         counts[count::SYNS] += 1;
-        events::segment(kind::SYN, index, skb);
+        events::segment(kind::SYN, index, skb, 0);
     }
     if drops != 0 {
-        events::drop(index, skb, if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER });
+        let reason = if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER };
+        events::segment(kind::DROP, index, skb, reason as u32);
     }
     if resets != 0 {
-        events::segment(kind::RESET, index, skb);
+        events::segment(kind::RESET, index, skb, 0);
     }
     // With tcp_abort_on_overflow the server resets what it could not take.
     counts[if drops == 0 { count::RESET } else { count::RESETS_ON_OVERFLOW }] += resets;
@@ -502,10 +503,12 @@ fn cookie(cell: &mut Cell, before: &Mib, after: &Mib, about: About) {
     let accepted = after.cookies[1].wrapping_sub(before.cookies[1]);
     let failed = after.cookies[2].wrapping_sub(before.cookies[2]);
     if accepted | failed != 0 {
-        events::cookie(index, skb, if accepted != 0 { step::ACCEPTED } else { step::FAILED });
+        let step = if accepted != 0 { step::ACCEPTED } else { step::FAILED };
+        events::segment(kind::COOKIE, index, skb, step);
     }
     if drops != 0 {
-        events::drop(index, skb, if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER });
+        let reason = if overflows != 0 { count::FULL_ON_ACK } else { count::OTHER };
+        events::segment(kind::DROP, index, skb, reason as u32);
     }
     counts[count::COOKIES_ACCEPTED] += accepted;
     counts[count::COOKIES_FAILED] += failed;
@@ -656,7 +659,9 @@ pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8, parent: *const u8) {
     // When a connection older than the trace was queued is not always known.
     let waited = if since_ns == 0 { events::UNTIMED } else { took };
     if filter::wants(kind::ACCEPT) {
-        calls::accepted(slot, child, calls::inode_of(parent), waited);
+        // SAFETY: `Probe` survives any address.
+        let inode = unsafe { snapshot::inode_of_socket(parent) }.unwrap_or(0);
+        calls::accepted(slot, child, inode, waited);
     }
     if waited == events::UNTIMED {
         return;

@@ -468,23 +468,21 @@ pub(crate) fn connect_sent(result: i32) {
         if result == 0 {
             wait_for_answer(&call, sk);
         } else {
-            emit(kind::CONNECT, |event| {
-                describe(event, sk);
-                connect_fields(event, &call);
-                event.result = result;
-                caller(event);
-            });
+            failed(&call, sk, result);
         }
     }
 }
 
+/// A connect that has failed before anything was sent, or without an answer.
 #[inline(always)]
-unsafe fn wanted(call: &Call, sk: *const u8) -> bool {
-    // SAFETY: `Probe` survives any address.
-    unsafe {
-        let port = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
-        filter::call(call.family, events::netns_of(sk)) && filter::ports(port, call.asked_port)
-    }
+unsafe fn failed(call: &Call, sk: *const u8, result: i32) {
+    emit(kind::CONNECT, |event| {
+        // SAFETY: the caller holds its socket.
+        unsafe { describe(event, sk) };
+        connect_fields(event, call);
+        event.result = result;
+        caller(event);
+    });
 }
 
 /// Where a connect goes: when it failed, the socket knows no more.
@@ -494,6 +492,15 @@ fn connect_fields(event: &mut Event, call: &Call) {
     event.peer_port = call.asked_port;
     if call.flags & CALL_PORTLESS != 0 {
         event.flags |= EVENT_IMPLICIT;
+    }
+}
+
+#[inline(always)]
+unsafe fn wanted(call: &Call, sk: *const u8) -> bool {
+    // SAFETY: `Probe` survives any address.
+    unsafe {
+        let port = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        filter::call(call.family, events::netns_of(sk)) && filter::ports(port, call.asked_port)
     }
 }
 
@@ -631,12 +638,7 @@ pub(crate) fn connect_done(result: i32) {
             return;
         }
         let _ = CONNECTING.remove(sk as u64);
-        emit(kind::CONNECT, |event| {
-            describe(event, sk);
-            connect_fields(event, &call);
-            event.result = result;
-            caller(event);
-        });
+        failed(&call, sk, result);
     }
 }
 
@@ -737,11 +739,4 @@ pub(crate) unsafe fn first_subflow(sk: *const u8) -> Option<*const u8> {
         }
         Probe::read(sk, at::MPTCP_FIRST.load())
     }
-}
-
-/// Inode of the file of a `struct socket`.
-#[inline(always)]
-pub(crate) fn inode_of(socket: *const u8) -> u64 {
-    // SAFETY: `Probe` survives any address.
-    unsafe { snapshot::inode_of_socket(socket) }.unwrap_or(0)
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use socktrace_common::{
     AF_INET, AF_INET6, AF_UNIX, NOBODY, Slot,
-    event::{EVENT_QUEUES, EVENT_TIMED, Event, UNIX_PATH_MAX, UnixEvent, UnixName, kind, step},
+    event::{EVENT_QUEUES, EVENT_TIMED, Event, UNIX_PATH_MAX, UnixEvent, UnixName},
     stat,
 };
 
@@ -267,32 +267,12 @@ pub(crate) fn by_caller(kind: u32, index: u32, fill: impl FnOnce(&mut Event)) {
     });
 }
 
-/// A SYN or a final ACK was thrown away; `reason` is an index of `count`.
+/// Something became of a segment; `detail` is of its kind.
 #[inline(always)]
-pub(crate) fn drop(index: u32, skb: u64, reason: usize) {
-    of_listener(kind::DROP, index, |event| {
-        event.detail = reason as u32;
-        // SAFETY: the segment is there until its function returns.
-        unsafe { sender_of(event, skb as *const u8) };
-    });
-}
-
-/// A SYN cookie was sent, or came back.
-#[inline(always)]
-pub(crate) fn cookie(index: u32, skb: u64, step: u32) {
-    const { assert!(step::SENT == 0) };
-    of_listener(kind::COOKIE, index, |event| {
-        event.detail = step;
-        // SAFETY: as above.
-        unsafe { sender_of(event, skb as *const u8) };
-    });
-}
-
-/// A segment that is nothing but its kind.
-#[inline(always)]
-pub(crate) fn segment(kind: u32, index: u32, skb: u64) {
+pub(crate) fn segment(kind: u32, index: u32, skb: u64, detail: u32) {
     of_listener(kind, index, |event| {
-        // SAFETY: as above.
+        event.detail = detail;
+        // SAFETY: the segment is there until its function returns.
         unsafe { sender_of(event, skb as *const u8) };
     });
 }

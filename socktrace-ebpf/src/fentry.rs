@@ -213,7 +213,7 @@ pub(crate) fn fentry_unix_release(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_unix_release_sock(ctx: FEntryContext) -> i32 {
     if ctx.arg::<u64>(1) as u32 != 0 {
-        unix::release_embryo(ctx.arg(0));
+        account::forgotten(ctx.arg(0));
     }
     0
 }

@@ -123,13 +123,13 @@ pub(crate) fn call(family: u16, netns: u32) -> bool {
 /// What is wanted of a listener that the running task opened.
 #[inline(always)]
 pub(crate) fn opened(slot: &Slot) -> u32 {
-    if call(slot.family, slot.netns) { wanted::YES } else { wanted::NO }
+    if KINDS.load() != 0 && call(slot.family, slot.netns) { wanted::YES } else { wanted::NO }
 }
 
 /// What is wanted of a listener that is older than the trace.
 #[inline(always)]
 pub(crate) fn adopted(slot: &Slot) -> u32 {
-    match (place(slot.family, slot.netns), by_process()) {
+    match (KINDS.load() != 0 && place(slot.family, slot.netns), by_process()) {
         (false, _) => wanted::NO,
         (true, true) => wanted::UNKNOWN,
         (true, false) => wanted::YES,

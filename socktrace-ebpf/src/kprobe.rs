@@ -250,7 +250,7 @@ pub(crate) fn kprobe_unix_release_sock(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(0)
         && ctx.arg::<u64>(1).is_some_and(|embryo| embryo as u32 != 0)
     {
-        unix::release_embryo(sk);
+        account::forgotten(sk);
     }
     0
 }

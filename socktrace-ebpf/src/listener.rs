@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use socktrace_common::{
     AF_INET6, AF_UNIX, Cell, IPPROTO_TCP, SLOT_HAS_REQUESTED, SLOT_SUPERSEDED, Slot, count,
-    event::kind, slot_state, wanted,
+    event::kind, slot_state,
 };
 
 use crate::{
@@ -68,7 +68,7 @@ pub(crate) fn open(sk: *const u8) {
     slot.opened_ns = unsafe { bpf_ktime_get_ns() };
     slot.opener = (thread >> 32) as u32;
     slot.opener_comm = mem::current_comm();
-    slot.wanted = if filter::KINDS.load() == 0 { wanted::NO } else { filter::opened(&slot) };
+    slot.wanted = filter::opened(&slot);
     take_requested(&mut slot);
     if let Some(index) = maps::claim(sk, &slot) {
         named(index, &slot);
@@ -138,7 +138,7 @@ fn named(index: u32, slot: &Slot) {
 #[inline(always)]
 pub(crate) fn adopt(sk: *const u8) -> Option<u32> {
     let mut slot = new(sk);
-    slot.wanted = if filter::KINDS.load() == 0 { wanted::NO } else { filter::adopted(&slot) };
+    slot.wanted = filter::adopted(&slot);
     let index = maps::claim(sk, &slot)?;
     named(index, &slot);
     group::link(index, sk);

@@ -239,12 +239,6 @@ pub(crate) fn release(socket: *const u8) {
     }
 }
 
-/// `unix_release_sock(sk, embryo)`: a connection that nobody accepted ends with its listener.
-#[inline(always)]
-pub(crate) fn release_embryo(sk: *const u8) {
-    account::forgotten(sk);
-}
-
 /// The connection that a buffer in an accept queue leads to, and the next buffer.
 #[inline(always)]
 pub(crate) unsafe fn walk(skb: *const u8) -> Option<(u64, *const u8)> {
