@@ -8,9 +8,9 @@ use aya_ebpf::{
 
 use crate::{
     account::{self, doing},
-    calls, layout as at, listener,
+    calls, connect, layout as at, listener,
     mem::{Direct, Mem, Probe},
-    unix,
+    unix, waiting,
 };
 
 /// `int __sys_listen(int fd, int backlog)`,
@@ -147,7 +147,7 @@ pub(crate) fn fexit_req_err(_ctx: FExitContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_hashdance(ctx: FEntryContext) -> i32 {
     if ctx.arg::<u64>(3) as u8 != 0 {
-        account::established(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+        waiting::established(ctx.arg(0), ctx.arg(1), ctx.arg(2));
     }
     0
 }
@@ -155,7 +155,7 @@ pub(crate) fn fentry_hashdance(ctx: FEntryContext) -> i32 {
 /// `inet_csk_reqsk_queue_add(sk, struct request_sock *req, struct sock *child)`
 #[fentry]
 pub(crate) fn fentry_queue_add(ctx: FEntryContext) -> i32 {
-    account::queue_add(ctx.arg(2));
+    waiting::queue_add(ctx.arg(2));
     0
 }
 
@@ -163,21 +163,21 @@ pub(crate) fn fentry_queue_add(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_sock_graft(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is a `struct sock`.
-    unsafe { account::accepted::<Direct>(ctx.arg(0), ctx.arg(1)) };
+    unsafe { waiting::accepted::<Direct>(ctx.arg(0), ctx.arg(1)) };
     0
 }
 
 /// `void inet_child_forget(struct sock *sk, struct request_sock *req, struct sock *child)`
 #[fentry]
 pub(crate) fn fentry_child_forget(ctx: FEntryContext) -> i32 {
-    account::forgotten(ctx.arg(2));
+    waiting::forgotten(ctx.arg(2));
     0
 }
 
 /// `struct request_sock *inet_reqsk_clone(struct request_sock *req, struct sock *sk)` (5.14 and later)
 #[fentry]
 pub(crate) fn fentry_reqsk_clone(ctx: FEntryContext) -> i32 {
-    account::migrates(ctx.arg(0), ctx.arg(1));
+    waiting::migrates(ctx.arg(0), ctx.arg(1));
     0
 }
 
@@ -213,7 +213,7 @@ pub(crate) fn fentry_unix_release(ctx: FEntryContext) -> i32 {
 #[fentry]
 pub(crate) fn fentry_unix_release_sock(ctx: FEntryContext) -> i32 {
     if ctx.arg::<u64>(1) as u32 != 0 {
-        account::forgotten(ctx.arg(0));
+        waiting::forgotten(ctx.arg(0));
     }
     0
 }
@@ -269,7 +269,7 @@ pub(crate) fn fexit_unix_connect(ctx: FExitContext) -> i32 {
 pub(crate) fn fentry_unix_connect_call(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is a `struct socket`.
     if let Some(sk) = unsafe { Direct::read(ctx.arg(0), at::SOCKET_SK.load()) } {
-        calls::unix_connect(sk, ctx.arg(1), ctx.arg::<u64>(2) as u32, false);
+        connect::unix_begins(sk, ctx.arg(1), ctx.arg::<u64>(2) as u32, false);
     }
     0
 }
@@ -277,7 +277,7 @@ pub(crate) fn fentry_unix_connect_call(ctx: FEntryContext) -> i32 {
 /// The connect of an AF_UNIX socket ends.
 #[fexit]
 pub(crate) fn fexit_unix_connect_call(ctx: FExitContext) -> i32 {
-    calls::unix_connect_done(ctx.arg::<u64>(4) as i32);
+    connect::unix_done(ctx.arg::<u64>(4) as i32);
     0
 }
 
@@ -343,41 +343,41 @@ pub(crate) fn fexit_sys_listen_socket(ctx: FExitContext) -> i32 {
 /// `int tcp_v4_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
 #[fentry]
 pub(crate) fn fentry_connect_v4(ctx: FEntryContext) -> i32 {
-    calls::connect(ctx.arg(0), ctx.arg(1), false);
+    connect::begins(ctx.arg(0), ctx.arg(1), false);
     0
 }
 
 /// The SYN was sent, or not.
 #[fexit]
 pub(crate) fn fexit_connect_v4(ctx: FExitContext) -> i32 {
-    calls::connect_sent(ctx.arg::<u64>(3) as i32);
+    connect::sent(ctx.arg::<u64>(3) as i32);
     0
 }
 
 /// `int tcp_v6_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
 #[fentry]
 pub(crate) fn fentry_connect_v6(ctx: FEntryContext) -> i32 {
-    calls::connect(ctx.arg(0), ctx.arg(1), false);
+    connect::begins(ctx.arg(0), ctx.arg(1), false);
     0
 }
 
 /// The SYN was sent, or not.
 #[fexit]
 pub(crate) fn fexit_connect_v6(ctx: FExitContext) -> i32 {
-    calls::connect_sent(ctx.arg::<u64>(3) as i32);
+    connect::sent(ctx.arg::<u64>(3) as i32);
     0
 }
 
 /// `int inet_hash_connect(struct inet_timewait_death_row *death_row, struct sock *sk)`
 #[fentry]
 pub(crate) fn fentry_hash_connect(ctx: FEntryContext) -> i32 {
-    calls::choose_port(ctx.arg(1));
+    connect::choose_port(ctx.arg(1));
     0
 }
 
 /// `int inet6_hash_connect(struct inet_timewait_death_row *death_row, struct sock *sk)`
 #[fentry]
 pub(crate) fn fentry_hash_connect_v6(ctx: FEntryContext) -> i32 {
-    calls::choose_port(ctx.arg(1));
+    connect::choose_port(ctx.arg(1));
     0
 }

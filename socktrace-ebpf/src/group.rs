@@ -11,6 +11,7 @@ use crate::{
     account::{self, doing},
     filter, layout as at, listener, maps,
     mem::{Mem, Probe},
+    waiting,
 };
 
 /// Puts a listener in front of the chain of its port.
@@ -131,7 +132,7 @@ pub(crate) fn joined(child: *const u8) {
     if filter::wants(kind::ESTABLISHED)
         && let Some(index) = listener_of(child)
     {
-        account::joined(index, child);
+        waiting::joined(index, child);
     }
 }
 

@@ -7,9 +7,9 @@ use aya_ebpf::{
 
 use crate::{
     account::{self, doing},
-    calls, layout as at, listener,
+    calls, connect, layout as at, listener,
     mem::{Mem, Probe},
-    unix,
+    unix, waiting,
 };
 
 /// The socket of a `struct socket`.
@@ -164,7 +164,7 @@ pub(crate) fn kprobe_hashdance(ctx: ProbeContext) -> u32 {
         && let Some(child) = ctx.arg(1)
         && let Some(request) = ctx.arg(2)
     {
-        account::established(sk, child, request);
+        waiting::established(sk, child, request);
     }
     0
 }
@@ -173,7 +173,7 @@ pub(crate) fn kprobe_hashdance(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub(crate) fn kprobe_queue_add(ctx: ProbeContext) -> u32 {
     if let Some(child) = ctx.arg(2) {
-        account::queue_add(child);
+        waiting::queue_add(child);
     }
     0
 }
@@ -185,7 +185,7 @@ pub(crate) fn kprobe_sock_graft(ctx: ProbeContext) -> u32 {
         && let Some(parent) = ctx.arg(1)
     {
         // SAFETY: `Probe` survives any address.
-        unsafe { account::accepted::<Probe>(sk, parent) };
+        unsafe { waiting::accepted::<Probe>(sk, parent) };
     }
     0
 }
@@ -194,7 +194,7 @@ pub(crate) fn kprobe_sock_graft(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub(crate) fn kprobe_child_forget(ctx: ProbeContext) -> u32 {
     if let Some(child) = ctx.arg(2) {
-        account::forgotten(child);
+        waiting::forgotten(child);
     }
     0
 }
@@ -205,7 +205,7 @@ pub(crate) fn kprobe_reqsk_clone(ctx: ProbeContext) -> u32 {
     if let Some(request) = ctx.arg(0)
         && let Some(sk) = ctx.arg(1)
     {
-        account::migrates(request, sk);
+        waiting::migrates(request, sk);
     }
     0
 }
@@ -250,7 +250,7 @@ pub(crate) fn kprobe_unix_release_sock(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(0)
         && ctx.arg::<u64>(1).is_some_and(|embryo| embryo as u32 != 0)
     {
-        account::forgotten(sk);
+        waiting::forgotten(sk);
     }
     0
 }
@@ -377,7 +377,7 @@ pub(crate) fn kprobe_connect_v4(ctx: ProbeContext) -> u32 {
 /// Exit of `tcp_v4_connect`
 #[kretprobe]
 pub(crate) fn kretprobe_connect_v4(ctx: RetProbeContext) -> u32 {
-    calls::connect_sent(ctx.ret::<u64>() as i32);
+    connect::sent(ctx.ret::<u64>() as i32);
     0
 }
 
@@ -390,7 +390,7 @@ pub(crate) fn kprobe_connect_v6(ctx: ProbeContext) -> u32 {
 /// Exit of `tcp_v6_connect`
 #[kretprobe]
 pub(crate) fn kretprobe_connect_v6(ctx: RetProbeContext) -> u32 {
-    calls::connect_sent(ctx.ret::<u64>() as i32);
+    connect::sent(ctx.ret::<u64>() as i32);
     0
 }
 
@@ -399,7 +399,7 @@ fn connect(ctx: &ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(0)
         && let Some(address) = ctx.arg(1)
     {
-        calls::connect(sk, address, false);
+        connect::begins(sk, address, false);
     }
     0
 }
@@ -408,7 +408,7 @@ fn connect(ctx: &ProbeContext) -> u32 {
 #[kprobe]
 pub(crate) fn kprobe_hash_connect(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(1) {
-        calls::choose_port(sk);
+        connect::choose_port(sk);
     }
     0
 }
@@ -417,7 +417,7 @@ pub(crate) fn kprobe_hash_connect(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub(crate) fn kprobe_hash_connect_v6(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(1) {
-        calls::choose_port(sk);
+        connect::choose_port(sk);
     }
     0
 }
@@ -429,7 +429,7 @@ pub(crate) fn kprobe_unix_connect(ctx: ProbeContext) -> u32 {
         && let Some(address) = ctx.arg(1)
         && let Some(len) = ctx.arg::<u64>(2)
     {
-        calls::unix_connect(sk, address, len as u32, false);
+        connect::unix_begins(sk, address, len as u32, false);
     }
     0
 }

@@ -10,6 +10,7 @@
 mod account;
 mod adopt;
 mod calls;
+mod connect;
 mod events;
 mod fentry;
 mod filter;
@@ -22,6 +23,7 @@ mod mem;
 mod snapshot;
 mod tracepoint;
 mod unix;
+mod waiting;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -9,8 +9,9 @@ use socktrace_common::{
 };
 
 use crate::{
-    account, layout as at, maps,
+    layout as at, maps,
     mem::{Mem, Probe, present, read_bit},
+    waiting,
 };
 
 /// Reads the open slots from `arg(0)` on, [`SNAPSHOT_BATCH`] at most, `arg(1)` the end.
@@ -154,7 +155,7 @@ unsafe fn oldest(sk: *const u8) -> Option<u64> {
             return None;
         }
         let child: *const u8 = Probe::read(head, at::REQ_CHILD.load())?;
-        account::waiting_since(child)
+        waiting::waiting_since(child)
     }
 }
 

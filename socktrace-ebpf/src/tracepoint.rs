@@ -10,7 +10,7 @@ use socktrace_common::{AF_INET, AF_INET6, AF_UNIX, port_key, tcp_state};
 
 use crate::{
     account::{self, doing},
-    adopt, calls,
+    adopt, calls, connect,
     group::{self, Local},
     layout as at, listener, maps,
     mem::{Direct, Mem, Probe},
@@ -53,7 +53,7 @@ pub(crate) fn tp_joined(ctx: BtfTracePointContext) -> i32 {
 pub(crate) fn tp_sends_syn(ctx: BtfTracePointContext) -> i32 {
     let states = (ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u8);
     if states == (tcp_state::CLOSE, tcp_state::SYN_SENT) {
-        calls::sends_syn(ctx.arg(0));
+        connect::sends_syn(ctx.arg(0));
     }
     0
 }
@@ -62,7 +62,7 @@ pub(crate) fn tp_sends_syn(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint]
 pub(crate) fn tp_answered(ctx: BtfTracePointContext) -> i32 {
     if ctx.arg::<u64>(1) as u8 == tcp_state::SYN_SENT {
-        calls::answered(ctx.arg(0), ctx.arg::<u64>(2) as u8);
+        connect::answered(ctx.arg(0), ctx.arg::<u64>(2) as u8);
     }
     0
 }
@@ -299,9 +299,9 @@ pub(crate) fn tp_sys_enter_connect(ctx: TracePointContext) -> u32 {
         // SAFETY: `Probe` survives any address.
         let family: Option<u16> = unsafe { Probe::read(sk, at::SK_FAMILY.load()) };
         if family == Some(AF_UNIX) {
-            calls::unix_connect(sk, address, len as u32, true);
+            connect::unix_begins(sk, address, len as u32, true);
         } else {
-            calls::connect(sk, address, true);
+            connect::begins(sk, address, true);
         }
     }
     0
@@ -311,7 +311,7 @@ pub(crate) fn tp_sys_enter_connect(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 pub(crate) fn tp_sys_exit_connect(ctx: TracePointContext) -> u32 {
     if let Some(result) = returned(&ctx) {
-        calls::connect_done(result as i32);
+        connect::done(result as i32);
     }
     0
 }
@@ -321,7 +321,7 @@ pub(crate) fn tp_sys_exit_connect(ctx: TracePointContext) -> u32 {
 pub(crate) fn tp_unix_connected(ctx: TracePointContext) -> u32 {
     if let Some(result) = returned(&ctx) {
         unix::connected(result as i32);
-        calls::unix_connect_done(result as i32);
+        connect::unix_done(result as i32);
     }
     0
 }

@@ -12,6 +12,7 @@ use socktrace_common::{AF_UNIX, Cell, SOCK_DGRAM, Slot, count, event::kind, tcp_
 use crate::{
     account, events, layout as at, listener, maps,
     mem::{Mem, Probe},
+    waiting,
 };
 
 /// What a thread's `connect()` has met.
@@ -107,7 +108,7 @@ pub(crate) fn queued(other: *const u8, child: *const u8) {
         let Some((cell, half)) = maps::cell(index) else { return };
         increment(cell, count::ESTABLISHED);
         note(other, cell, half);
-        account::waits(child, index, bpf_ktime_get_ns());
+        waiting::waits(child, index, bpf_ktime_get_ns());
         // The queue is looked at again when the connection is in it.
         let attempt = Attempt { slot: index, waited: 0 };
         let _ = ATTEMPTS.insert(bpf_get_current_pid_tgid(), attempt, BPF_ANY.into());
