@@ -1,7 +1,7 @@
 //! The running trace: attached programs, and the listeners they see.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
@@ -12,13 +12,16 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use socktrace_common::{
-    AF_UNIX, BUCKETS, Cell, FILL_BATCH, GROUP_MAX, Histograms, READ_DONE, READ_MIGRATES,
-    READ_MPTCP, Reading, SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count,
-    counting,
+    AF_UNIX, BUCKETS, Cell, FILL_BATCH, Histograms, READ_DONE, READ_MIGRATES, READ_MPTCP, Reading,
+    SLOT_LINKED, SNAPSHOT_BATCH, Slot, TaskEntry, WALK_BATCH, control, count, counting,
     event::{self, UnixName},
-    port_key, slot_state, stat, wanted,
+    slot_state, stat, wanted,
 };
 
+mod chains;
+mod known;
+
+use self::known::{CERTAIN, OF_UNIX, ONLY_UNIX, UNIX_CONNECTED};
 use super::{
     adopt::{self, Answers, PortHolder},
     backend::{Backend, UNIX_COUNTS},
@@ -126,75 +129,8 @@ impl Lost {
     }
 }
 
-/// Which of a port's listeners cannot be told from another one that was open at the same time: packets
-/// come to all of them at the same address.
-fn alike(members: &[&mut Tracked]) -> Vec<usize> {
-    let address = |t: &Tracked| (t.slot.family, t.slot.address, t.slot.address6, t.slot.v6only);
-    let before = |a: &Tracked, b: &Tracked| a.closed() && a.slot.closed_ns <= b.slot.opened_ns;
-    // Which device a packet came by is not looked at.
-    let by_device = members.iter().any(|t| t.reading.bound_if != 0);
-    let same = |a: &Tracked, b: &Tracked| {
-        let alike = by_device || address(a) == address(b);
-        a.index != b.index && alike && !before(a, b) && !before(b, a)
-    };
-    let found = |a: &Tracked| members.iter().any(|b| same(a, b));
-    (0..members.len()).filter(|&index| found(members[index])).collect()
-}
-
 /// A histogram without samples.
 const EMPTY: Histograms = Histograms { accept_wait: [0; BUCKETS], handshake: [0; BUCKETS] };
-
-/// Which counts the hooks of a backend can tell.
-fn known(backend: Backend, attempt: &Attempt) -> u64 {
-    let mut known = match backend {
-        Backend::Fentry | Backend::Kprobe => (1 << count::COUNT) - 1,
-        // No tracepoint stands where these happen.
-        Backend::Tracepoint => [
-            count::QUEUED,
-            count::ACCEPTED,
-            count::WAIT_NS,
-            count::EXPIRED,
-            count::DEFERRED,
-            count::FASTOPEN,
-            count::FASTOPEN_FULL,
-            count::MIGRATED_OUT,
-            count::MIGRATED_IN,
-            count::HANDSHAKES,
-            count::HANDSHAKE_NS,
-        ]
-        .iter()
-        .fold((1 << count::COUNT) - 1, |known, index| known & !(1 << index)),
-    };
-    let attached = |name: &str| attempt.attached.iter().any(|program| program.ends_with(name));
-    let mut without = |hook: &str, counts: &[usize]| {
-        for index in counts {
-            if !attached(hook) {
-                known &= !(1 << index);
-            }
-        }
-    };
-    if backend != Backend::Tracepoint {
-        without("_sock_graft", &[count::ACCEPTED, count::WAIT_NS]);
-    }
-    without("_retransmit_synack", &[count::SYNACK_RETRANSMITS]);
-    known
-}
-
-/// The program that sees every connect of the machine end (kprobe), for the sake of a few: a run that the kernel
-/// skips is seldom a loss.
-const UNIX_CONNECTED: &str = "tp_unix_connected";
-
-/// What means something for an AF_UNIX listener.
-const OF_UNIX: u64 = 1 << count::ESTABLISHED
-    | 1 << count::ACCEPTED
-    | 1 << count::WAIT_NS
-    | 1 << count::LATE
-    | 1 << count::EVENTS
-    | ONLY_UNIX;
-const ONLY_UNIX: u64 = 1 << count::CONNECTS_WAITED | 1 << count::CONNECTS_REFUSED;
-
-/// What the tracepoint backend can tell of a listener even if it cannot tell packets apart.
-const CERTAIN: u64 = 1 << count::SYNACK_RETRANSMITS | 1 << count::LATE | 1 << count::EVENTS;
 
 pub struct Tracer {
     // Dropped first: nothing runs any more when the maps go.
@@ -245,7 +181,7 @@ impl Tracer {
             tracer.control.write(control::BY_PORT, u32::from(backend == Backend::Tracepoint));
             match object::attach(&mut tracer.ebpf, kernel, backend, tracer.events) {
                 Ok(attempt) => {
-                    tracer.known = known(backend, &attempt);
+                    tracer.known = known::by(backend, &attempt);
                     let accepts = tracer.known >> count::ACCEPTED & 1;
                     tracer.control.write(control::ACCEPTS, u32::from(accepts == 1));
                     tracer.attempt = attempt;
@@ -722,91 +658,6 @@ impl Tracer {
             adopt::run(&mut self.ebpf, "fill_free", &[u64::from(index) + 1, 1])?;
         }
         Ok(())
-    }
-
-    /// Tracepoint backend: makes the chain of every port hold its open listeners, each once. The
-    /// kernel side only puts new ones in front, and may do so at the very moment another is put in or
-    /// taken out. A listener that was not in its chain was not watched in this interval.
-    fn relink(&mut self, tracked: &mut [Tracked]) -> Result<()> {
-        if self.backend != Some(Backend::Tracepoint) {
-            return Ok(());
-        }
-        let mut ports: BTreeMap<u64, Vec<&mut Tracked>> = BTreeMap::new();
-        let mut unlinked = BTreeSet::new();
-        for t in tracked.iter_mut() {
-            if t.slot.family == AF_UNIX {
-                continue;
-            }
-            if t.slot.flags & SLOT_LINKED == 0 {
-                unlinked.insert((t.slot.netns_id(), t.slot.mib));
-            }
-            if t.port() != 0 {
-                ports.entry(port_key(t.slot.netns, t.port())).or_default().push(t);
-            }
-        }
-        for (key, mut members) in ports {
-            for index in alike(&members) {
-                self.slots.write_u32(members[index].index, offset_of!(Slot, ambiguous), 1);
-                members[index].known &= CERTAIN;
-            }
-            let linked = self.chain(key, members.len());
-            let seen = &linked[..linked.len().min(GROUP_MAX as usize)];
-            members.retain_mut(|t| {
-                t.watched &= t.closed() || seen.contains(&t.index);
-                if !t.watched {
-                    unlinked.insert((t.slot.netns_id(), t.slot.mib));
-                }
-                !t.closed()
-            });
-            let wanted: Vec<u32> = members.iter().map(|t| t.index).collect();
-            let whole = linked.len() == wanted.len() && wanted.iter().all(|i| linked.contains(i));
-            if !whole {
-                self.make_chain(key, &wanted)?;
-            }
-        }
-        // What happened to a listener outside its chain was taken for the next event's, or still would
-        // be.
-        for (netns_id, mib) in unlinked {
-            self.note_counters(netns_id, mib, true);
-            for t in tracked.iter_mut().filter(|t| t.slot.netns_id() == netns_id) {
-                self.slots.write_u32(t.index, offset_of!(Slot, ambiguous), 1);
-                t.known &= CERTAIN;
-            }
-        }
-        Ok(())
-    }
-
-    /// The slots that the programs meet for a port, as far as it is worth looking.
-    fn chain(&self, key: u64, members: usize) -> Vec<u32> {
-        let mut chain = Vec::new();
-        let mut next = self.ports.get(&key, 0).unwrap_or(0);
-        while let Some(index) = next.checked_sub(1)
-            && index < self.slots.len()
-            && chain.len() <= members
-        {
-            chain.push(index);
-            next = self.slots.read(index).next;
-        }
-        chain
-    }
-
-    fn make_chain(&mut self, key: u64, wanted: &[u32]) -> Result<()> {
-        let mut next = 0;
-        for &index in wanted.iter().rev() {
-            let slot = self.slots.read(index);
-            if slot.state != slot_state::OPEN {
-                continue;
-            }
-            self.slots.write_u32(index, offset_of!(Slot, next), next);
-            self.slots.write_u32(index, offset_of!(Slot, flags), slot.flags | SLOT_LINKED);
-            next = index + 1;
-        }
-        let done = if next == 0 {
-            self.ports.remove(&key).or(Ok(()))
-        } else {
-            self.ports.insert(key, next, 0)
-        };
-        done.map_err(Error::run("cannot note a listener's port"))
     }
 
     /// What the kernel side could not do since the start.
