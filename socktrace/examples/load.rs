@@ -1,35 +1,41 @@
-//! A fixed load for measuring what tracing costs: `load N` makes N connections over loopback, one
-//! thread, connect, accept, close with a reset, close; then prints the time it took by
-//! CLOCK_MONOTONIC. Under `cargo xtask vm --icount` that time counts instructions.
+//! A fixed load for measuring what tracing costs: `load COUNT [LOAD]` prints the time that one
+//! connection or packet took by CLOCK_MONOTONIC. Under `cargo xtask vm --icount` that time counts
+//! instructions. The loads are those of `cargo xtask bench`; without a name, `connect`.
+
+#[path = "bench/loads.rs"]
+mod loads;
 
 use std::{
     error::Error,
-    net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Socket, Type};
+use loads::{Load, Meter};
+
+struct Stopwatch(Duration);
+
+impl Meter for Stopwatch {
+    fn measure(&mut self, round: &mut dyn FnMut()) {
+        let began = Instant::now();
+        round();
+        self.0 += began.elapsed();
+    }
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let count: u32 = std::env::args().nth(1).ok_or("usage: load CONNECTIONS")?.parse()?;
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    listener.listen(128)?;
-    let address = listener.local_addr()?;
-    let run = |count: u32| -> Result<Duration, Box<dyn Error>> {
-        let began = Instant::now();
-        for _ in 0..count {
-            let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-            client.connect(&address)?;
-            let (server, _) = listener.accept()?;
-            client.set_linger(Some(Duration::ZERO))?;
-            drop(client);
-            drop(server);
-        }
-        Ok(began.elapsed())
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: load COUNT [LOAD]";
+    let count: u32 = arguments.next().ok_or(usage)?.parse()?;
+    let load = match arguments.next() {
+        None => Load::Connect,
+        Some(name) => Load::ALL.into_iter().find(|load| load.name() == name).ok_or(usage)?,
     };
-    run(count / 10)?;
-    let taken = run(count)?;
-    println!("{count} connections, {} ns each", taken.as_nanos() / u128::from(count.max(1)));
+    let mut stopwatch = Stopwatch(Duration::ZERO);
+    load.run(count, &mut stopwatch);
+    println!(
+        "{count} {}, {} ns each",
+        load.unit(),
+        stopwatch.0.as_nanos() / u128::from(count.max(1))
+    );
     Ok(())
 }

@@ -48,10 +48,10 @@ pub(crate) fn kernel_tests() -> Result<PathBuf> {
         .context("cargo did not say where the root tests are")
 }
 
-/// Builds the load generator and returns where it is.
-pub(crate) fn load() -> Result<PathBuf> {
-    run(static_cargo("build").args(["--package", "socktrace", "--example", "load"]))?;
-    Ok(target().join(triple()).join("release/examples/load"))
+/// Builds a program for measuring and returns where it is.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    run(static_cargo("build").args(["--package", "socktrace", "--example", name]))?;
+    Ok(target().join(triple()).join("release/examples").join(name))
 }
 
 /// Builds socktrace and runs it as root.

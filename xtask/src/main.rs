@@ -2,6 +2,7 @@
 //!
 //! What each verb prints for people goes to stderr; stdout is for what scripts want to know.
 
+mod bench;
 mod build;
 mod setup;
 mod sh;
@@ -32,6 +33,8 @@ enum Verb {
     Test(test::TestArgs),
     /// Boots kernels of the matrix and runs the root tests, or a command given after `--`, inside
     Vm(vm::VmArgs),
+    /// Measures what tracing costs, and what other tools cost; the table goes to stdout
+    Bench(bench::BenchArgs),
 }
 
 #[derive(Args)]
@@ -74,6 +77,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Test(args) => test::all(&args)?,
         Verb::Vm(args) => vm::run(&args)?,
+        Verb::Bench(args) => bench::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

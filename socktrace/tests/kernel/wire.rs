@@ -7,7 +7,7 @@ use std::{
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
 };
 
-use crate::lab::ip;
+use super::lab::ip;
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;

@@ -67,7 +67,7 @@ poweroff -f
 pub(super) fn make(
     kernel: &Kernel,
     files: &Files,
-    programs: &[(&str, PathBuf)],
+    programs: &[(String, PathBuf)],
     arguments: &[String],
 ) -> Result<PathBuf> {
     let home = target().join("vm").join(kernel.name);

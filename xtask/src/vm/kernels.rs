@@ -1,14 +1,14 @@
-//! Which kernels, and where they come from: Debian's packages, downloaded and unpacked, never
-//! installed, with package lists of their own.
+//! Which kernels, and where they come from: Debian's packages.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::sh::{command, output, run, say, target};
+use super::debian::Apt;
+use crate::sh::{say, target};
 
 /// A kernel of the matrix.
 #[derive(Debug)]
@@ -89,55 +89,21 @@ fn unpacked(root: &Path) -> Result<Files> {
 }
 
 fn download(kernel: &Kernel, home: &Path) -> Result<()> {
-    let _ = fs::remove_dir_all(home);
-    for directory in ["lists/partial", "cache/archives/partial", "debs", "root"] {
-        fs::create_dir_all(home.join(directory))?;
-    }
-    let (main, security) = mirrors()?;
-    let mut sources = String::new();
-    for suite in kernel.suites {
-        let mirror = if suite.ends_with("-security") { &security } else { &main };
-        let Some(mirror) = mirror else { continue };
-        sources.push_str(&format!("deb {mirror} {suite} main\n"));
-    }
-    fs::write(home.join("sources.list"), sources)?;
+    let apt = Apt::new(home, kernel.suites)?;
     say(format!("fetching Debian's kernel {}", kernel.name));
-    let options = apt_options(home)?;
-    run(command("apt-get").args(&options).arg("update"))?;
-    let names = output(command("apt-cache").args(&options).args(["pkgnames", "linux-"]))?;
+    let names = apt.names("linux-")?;
     let wanted = std::iter::once(&kernel.image).chain(&kernel.modules);
+    let mut packages = Vec::new();
     for (prefix, suffix) in wanted {
-        let package = newest(&names, prefix, suffix)
-            .with_context(|| format!("no package {prefix}*{suffix} in {:?}", kernel.suites))?;
-        run(command("apt-get")
-            .args(&options)
-            .args(["download", &package])
-            .current_dir(home.join("debs")))?;
+        packages.push(
+            newest(&names, prefix, suffix)
+                .with_context(|| format!("no package {prefix}*{suffix} in {:?}", kernel.suites))?,
+        );
     }
-    for deb in fs::read_dir(home.join("debs"))? {
-        run(command("dpkg").arg("-x").arg(deb?.path()).arg(home.join("root")))?;
-    }
-    unpacked(&home.join("root"))?;
+    apt.download(&packages)?;
+    unpacked(&apt.unpack()?)?;
     fs::write(home.join("complete"), "")?;
     Ok(())
-}
-
-/// Package lists, state and cache of our own: the machine's are left alone.
-fn apt_options(home: &Path) -> Result<Vec<String>> {
-    let home = home.to_str().context("the target directory's path is not UTF-8")?;
-    Ok([
-        format!("Dir::Etc::sourcelist={home}/sources.list"),
-        "Dir::Etc::sourceparts=/dev/null".to_owned(),
-        format!("Dir::State::Lists={home}/lists"),
-        format!("Dir::Cache={home}/cache"),
-        "APT::Sandbox::User=root".to_owned(),
-        "Acquire::Check-Valid-Until=false".to_owned(),
-        "Acquire::Retries=3".to_owned(),
-    ]
-    .into_iter()
-    .flat_map(|option| ["-o".to_owned(), option])
-    .chain(["-qq".to_owned()])
-    .collect())
 }
 
 /// The highest version of `prefix…suffix`, leaving out variants such as `-rt-` and debug symbols.
@@ -150,38 +116,6 @@ fn newest(names: &str, prefix: &str, suffix: &str) -> Option<String> {
     };
     let candidates = names.lines().filter_map(|name| Some((version(name)?, name)));
     candidates.max().map(|(_, name)| name.to_owned())
-}
-
-/// The machine's own mirrors of Debian and of its security updates.
-fn mirrors() -> Result<(Option<String>, Option<String>)> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    files.extend(
-        fs::read_dir("/etc/apt/sources.list.d")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path()),
-    );
-    let texts = files.iter().filter_map(|path| fs::read_to_string(path).ok());
-    let addresses: Vec<String> = texts.flat_map(|text| addresses(&text)).collect();
-    let find = |end: &str| {
-        addresses.iter().find(|address| address.trim_end_matches('/').ends_with(end)).cloned()
-    };
-    let main = find("/debian");
-    if main.is_none() {
-        bail!("this machine's apt sources name no mirror of Debian to take kernels from");
-    }
-    Ok((main, find("/debian-security")))
-}
-
-/// Addresses in a sources file of either format.
-fn addresses(text: &str) -> Vec<String> {
-    text.lines()
-        .filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"))
-        .flat_map(str::split_whitespace)
-        .filter(|word| word.contains("://"))
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]
@@ -200,13 +134,5 @@ mod tests {
         check("linux-image-6.1.", Some("linux-image-6.1.0-40-cloud-amd64"));
         check("linux-image-6.10.", Some("linux-image-6.10.1-cloud-amd64"));
         check("linux-image-5.10.", None);
-    }
-
-    #[test]
-    fn both_formats_of_apt_sources_are_read() {
-        let text = "# deb http://no.example/debian x main\ndeb http://a.example/debian y main\n";
-        assert_eq!(addresses(text), ["http://a.example/debian"]);
-        let text = "Types: deb\nURIs: http://b.example/debian\nSuites: z\n";
-        assert_eq!(addresses(text), ["http://b.example/debian"]);
     }
 }

@@ -1,7 +1,9 @@
 //! Real kernels: Debian's, booted by QEMU with an initramfs that holds what is to be run.
 
+mod debian;
 mod initramfs;
-mod kernels;
+pub(crate) mod kernels;
+mod peers;
 mod qemu;
 
 use std::{
@@ -58,6 +60,25 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     on(&kernels, &command, timing)
 }
 
+/// Runs `bench` with these arguments on a kernel whose clock counts instructions. Returns the kernel's
+/// release and what was printed.
+pub(crate) fn bench(kernel: &Kernel, arguments: &[&str]) -> Result<(String, Vec<String>)> {
+    setup::compiler()?;
+    setup::servers()?;
+    setup::machines()?;
+    let mut programs = vec![
+        ("bin/socktrace".to_owned(), build::socktrace(true)?),
+        ("bin/bench".to_owned(), build::example("bench")?),
+    ];
+    programs.extend(peers::files()?);
+    let files = kernels::fetch(kernel)?;
+    let command: Vec<String> =
+        std::iter::once("/bin/bench").chain(arguments.iter().copied()).map(str::to_owned).collect();
+    let initramfs = initramfs::make(kernel, &files, &programs, &command)?;
+    let lines = one(kernel, &files, &initramfs, Timing::Instructions)?;
+    Ok((files.release, lines))
+}
+
 /// The root tests on every kernel of the matrix.
 pub(crate) fn matrix() -> Result<()> {
     let kernels: Vec<&Kernel> = kernels::MATRIX.iter().collect();
@@ -66,9 +87,9 @@ pub(crate) fn matrix() -> Result<()> {
 
 fn on(kernels: &[&Kernel], command: &[String], timing: Timing) -> Result<()> {
     let programs = [
-        ("bin/socktrace", build::socktrace(true)?),
-        ("bin/kernel-tests", build::kernel_tests()?),
-        ("bin/load", build::load()?),
+        ("bin/socktrace".to_owned(), build::socktrace(true)?),
+        ("bin/kernel-tests".to_owned(), build::kernel_tests()?),
+        ("bin/load".to_owned(), build::example("load")?),
     ];
     let mut machines = Vec::new();
     for kernel in kernels {
@@ -101,14 +122,15 @@ fn on(kernels: &[&Kernel], command: &[String], timing: Timing) -> Result<()> {
     bail!("failed on {}", failed.join(", "))
 }
 
-fn one(kernel: &Kernel, files: &Files, initramfs: &Path, timing: Timing) -> Result<()> {
+/// Boots one kernel and returns what its command printed.
+fn one(kernel: &Kernel, files: &Files, initramfs: &Path, timing: Timing) -> Result<Vec<String>> {
     let began = Instant::now();
     say(format!("-- kernel {} ({})", kernel.name, files.release));
-    let code = qemu::boot(kernel, &files.image, initramfs, timing)?;
+    let (code, lines) = qemu::boot(kernel, &files.image, initramfs, timing)?;
     let seconds = began.elapsed().as_secs_f64();
     say(format!("-- kernel {} ({}): exit {code} in {seconds:.0} s", kernel.name, files.release));
     ensure!(code == 0, "its command failed with exit code {code}");
-    Ok(())
+    Ok(lines)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

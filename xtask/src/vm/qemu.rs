@@ -55,11 +55,16 @@ impl Timing {
     }
 }
 
-/// Boots, shows what the guest prints, and returns the exit code of its command.
-pub(super) fn boot(kernel: &Kernel, image: &Path, initramfs: &Path, timing: Timing) -> Result<i32> {
+/// Boots, shows what the guest prints, and returns the exit code of its command with that.
+pub(super) fn boot(
+    kernel: &Kernel,
+    image: &Path,
+    initramfs: &Path,
+    timing: Timing,
+) -> Result<(i32, Vec<String>)> {
     for attempt in 1..=TRIES {
         match boot_once(kernel, image, initramfs, timing)? {
-            Some(code) => return Ok(code),
+            Some(ended) => return Ok(ended),
             None => {
                 say(format!("kernel {}: the guest died, try {attempt} of {TRIES}", kernel.name));
             }
@@ -83,7 +88,7 @@ fn boot_once(
     image: &Path,
     initramfs: &Path,
     timing: Timing,
-) -> Result<Option<i32>> {
+) -> Result<Option<(i32, Vec<String>)>> {
     let mut guest = Guest(
         command("qemu-system-x86_64")
             .args(timing.arguments())
@@ -115,6 +120,7 @@ fn boot_once(
 
     let began = Instant::now();
     let mut booting = Some(Vec::new());
+    let mut printed = Vec::new();
     loop {
         if began.elapsed() > LONGEST {
             bail!("kernel {}: not done after {} s", kernel.name, LONGEST.as_secs());
@@ -122,14 +128,16 @@ fn boot_once(
         match lines.recv_timeout(SILENCE) {
             Ok(line) => {
                 if let Some(code) = line.trim().strip_prefix(END) {
-                    return Ok(code.trim().parse().ok());
+                    return Ok(code.trim().parse().ok().map(|code| (code, printed)));
                 }
                 if line.trim() == BEGIN {
                     booting = None;
                 } else if let Some(lines) = &mut booting {
                     lines.push(printable(&line));
                 } else {
-                    eprintln!("[{}] {}", kernel.name, printable(&line));
+                    let line = printable(&line);
+                    eprintln!("[{}] {line}", kernel.name);
+                    printed.push(line);
                 }
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
