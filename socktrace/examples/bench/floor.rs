@@ -7,8 +7,6 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use btfparse::{ErrorKind, Readable, TypeInformation};
-
 /// `enum bpf_cmd`, `bpf_prog_type` and `bpf_attach_type` of the kernel's interface.
 const PROG_LOAD: u32 = 5;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
@@ -44,13 +42,13 @@ struct Open {
 
 /// Attaches, says so, and stays until it is killed.
 pub(crate) fn run() -> Result<(), Box<dyn Error>> {
-    let types = TypeInformation::new(&Bytes(fs::read("/sys/kernel/btf/vmlinux")?))
-        .map_err(|error| error.message().to_owned())?;
+    let btf = fs::read("/sys/kernel/btf/vmlinux")?;
     let mut attached = Vec::new();
     for (function, kind) in [("tcp_conn_request", FENTRY), ("inet_csk_accept", FEXIT)] {
-        let id = types.id_of(function).ok_or(format!("this kernel has no {function}"))?;
+        let id = id_of(function, &btf).ok_or(format!("this kernel has no {function}"))?;
         attached.push(attach(id, kind).map_err(|error| format!("{function}: {error}"))?);
     }
+    drop(btf);
     eprintln!("{}", super::tools::READY);
     loop {
         std::thread::park();
@@ -91,12 +89,39 @@ unsafe fn bpf<T>(command: u32, attributes: &T) -> io::Result<OwnedFd> {
     }
 }
 
-struct Bytes(Vec<u8>);
-
-impl Readable for Bytes {
-    fn read(&self, offset: u64, to: &mut [u8]) -> btfparse::Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|at| self.0.get(at..at + to.len()));
-        to.copy_from_slice(from.ok_or_else(|| btfparse::Error::new(ErrorKind::EOF, "the end"))?);
-        Ok(())
+/// The number of a function in the kernel's type information
+/// (https://docs.kernel.org/bpf/btf.html, "BTF Type and String Encoding").
+fn id_of(function: &str, btf: &[u8]) -> Option<u32> {
+    const FUNC: u32 = 12;
+    let word = |at: usize| Some(u32::from_ne_bytes(btf.get(at..at + 4)?.try_into().ok()?));
+    let header = |at: usize| word(at).map(|value| value as usize);
+    let start = header(4)?;
+    let types = start + header(8)?;
+    let end = types + header(12)?;
+    let names = start + header(16)?;
+    let name = [function.as_bytes(), b"\0"].concat();
+    let mut at = types;
+    let mut id = 1;
+    while at < end {
+        let info = word(at + 4)?;
+        let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        if kind == FUNC && btf.get(names + header(at)?..)?.starts_with(&name) {
+            return Some(id);
+        }
+        // What follows the twelve bytes that all types have.
+        at += 12
+            + match kind {
+                // Integers, variables, tags.
+                1 | 14 | 17 => 4,
+                // Arrays.
+                3 => 12,
+                // Structures, unions, sections, enumerations of 64 bits.
+                4 | 5 | 15 | 19 => 12 * members,
+                // Enumerations, prototypes.
+                6 | 13 => 8 * members,
+                _ => 0,
+            };
+        id += 1;
     }
+    None
 }

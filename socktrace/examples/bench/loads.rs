@@ -184,9 +184,14 @@ fn prepared(cookies: &str) -> Wire {
     Wire::new()
 }
 
+/// At a port that is free.
 pub(crate) fn listener(address: Ipv4Addr, backlog: i32) -> Socket {
+    listener_at((address, 0).into(), backlog)
+}
+
+pub(crate) fn listener_at(address: SocketAddr, backlog: i32) -> Socket {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddr::from((address, 0)).into()).expect("bind");
+    socket.bind(&address.into()).expect("bind");
     socket.listen(backlog).expect("listen");
     socket
 }

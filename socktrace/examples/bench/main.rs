@@ -11,13 +11,14 @@ mod tools;
 
 use std::{
     error::Error,
+    net::Ipv4Addr,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use loads::{Load, Meter};
-use running::Running;
+use running::{QUIET, Running};
 use serde_json::{Value, json};
 use tools::{LOOKS, On, PEERS, TOOLS, Tool};
 
@@ -25,8 +26,9 @@ use tools::{LOOKS, On, PEERS, TOOLS, Tool};
 const SETTLE: Duration = Duration::from_secs(10);
 /// After a tool was attached or detached.
 const PAUSE: Duration = Duration::from_millis(1500);
-const CONNECTIONS: u32 = 50_000;
+const CONNECTIONS: u32 = 30_000;
 const PACKETS: u32 = 50_000;
+const FIRST_PORT: u16 = 10_000;
 const IDLE: [u16; 4] = [100, 1_000, 10_000, 20_000];
 /// Looks of `socktrace top` that are averaged.
 const TOP_LOOKS: u32 = 5;
@@ -36,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["floor"] => floor::run(),
+        ["twice", command @ ..] => twice(command),
         ["every", milliseconds, command @ ..] => every(milliseconds.parse()?, command),
         // What names have to contain; nothing is in all of them.
         ["run", tool, load] => run(tool, load),
@@ -52,6 +55,8 @@ fn run(only: &str, on: &str) -> Result<(), Box<dyn Error>> {
     sleep(SETTLE);
     for load in Load::ALL.into_iter().filter(|load| load.name().contains(on)) {
         let count = if load == Load::Connect { CONNECTIONS } else { PACKETS };
+        // The first of its kind finds caches cold.
+        without_tool(load, count);
         let mut before = without_tool(load, count);
         let tools = TOOLS.iter().filter(|tool| tool.name.contains(only));
         for tool in tools.filter(|tool| load == Load::Connect || tool.on == On::Packets) {
@@ -101,7 +106,8 @@ struct Account<'a> {
 impl Meter for Account<'_> {
     fn measure(&mut self, round: &mut dyn FnMut()) {
         let cpu = || self.tool.map_or(Duration::ZERO, Running::cpu);
-        let wait = || self.tool.map_or((), Running::wait_until_quiet);
+        // The same pause for all: what the kernel has put off is done in it.
+        let wait = || self.tool.map_or_else(|| sleep(QUIET), Running::wait_until_quiet);
         wait();
         let before = cpu();
         let began = Instant::now();
@@ -126,12 +132,12 @@ fn without_tool(load: Load, count: u32) -> Duration {
 
 fn with_tool(tool: &Tool, load: Load, count: u32) -> Result<Value, Box<dyn Error>> {
     let mut running = Running::start(tool.command, tool.ready)?;
-    let ours = tool.command.contains(&"socktrace");
+    let ours = tool.command.first() == Some(&"socktrace");
     if ours {
         running.await_first_record()?;
     }
     sleep(PAUSE);
-    let account = account((!tool.looks_only).then_some(&running), load, count);
+    let account = account((!tool.own_unknown).then_some(&running), load, count);
     let with = nanoseconds(account.elapsed - account.own_within + account.own);
     let own = nanoseconds(account.own);
     let memory = running.memory();
@@ -145,7 +151,7 @@ fn with_tool(tool: &Tool, load: Load, count: u32) -> Result<Value, Box<dyn Error
         "lost": summary["lost_events"],
         "events": summary["events"],
     });
-    if tool.looks_only {
+    if tool.own_unknown {
         record["own_ns"] = Value::Null;
     } else {
         record["peak_kib"] = memory.peak_kib.into();
@@ -165,8 +171,10 @@ fn idle(count: u16, load: &str, only: &str) -> Result<(), Box<dyn Error>> {
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
         return Err(format!("RLIMIT_NOFILE: {}", std::io::Error::last_os_error()).into());
     }
+    // The kernel takes long to find thousands of free ports.
+    let ports = FIRST_PORT..FIRST_PORT + count;
     let listeners: Vec<_> =
-        (0..count).map(|_| loads::listener(std::net::Ipv4Addr::LOCALHOST, 128)).collect();
+        ports.map(|port| loads::listener_at((Ipv4Addr::LOCALHOST, port).into(), 128)).collect();
     let record = |tool: &str| json!({"load": load, "unit": "looks", "tool": tool, "count": 1});
     for (name, command) in LOOKS.iter().filter(|(name, _)| name.contains(only)) {
         // The second: files are in memory then.
@@ -176,7 +184,7 @@ fn idle(count: u16, load: &str, only: &str) -> Result<(), Box<dyn Error>> {
         });
         say(&mut record(name), looked);
     }
-    for tool in TOOLS.iter().filter(|tool| tool.name.starts_with("socktrace top")) {
+    for tool in TOOLS.iter().filter(|tool| tool.name == "socktrace top, fentry") {
         if tool.name.contains(only) {
             say(&mut record(tool.name), top_look(tool));
         }
@@ -213,6 +221,25 @@ fn every(milliseconds: u64, command: &[&str]) -> Result<(), Box<dyn Error>> {
         next = Instant::now().max(next + every);
         sleep(next.saturating_duration_since(Instant::now()));
     }
+}
+
+/// Two of a tool at once.
+fn twice(command: &[&str]) -> Result<(), Box<dyn Error>> {
+    let (program, arguments) = command.split_first().ok_or("usage: bench twice COMMAND")?;
+    let spawn = || Command::new(program).args(arguments).spawn();
+    let mut both = [spawn()?, spawn()?];
+    // Twice as long as it takes.
+    sleep(SETTLE);
+    for one in &mut both {
+        if let Some(status) = one.try_wait()? {
+            return Err(status.to_string().into());
+        }
+    }
+    eprintln!("{}", tools::READY);
+    for one in &mut both {
+        one.wait()?;
+    }
+    Ok(())
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     fs::{self, File},
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ const START: Duration = Duration::from_secs(120);
 const STARTED: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(20);
 /// Longer than readers of ring buffers sleep between two looks.
-const QUIET: Duration = Duration::from_millis(30);
+pub(crate) const QUIET: Duration = Duration::from_millis(30);
 
 pub(crate) struct Running {
     child: Child,
@@ -125,8 +125,8 @@ impl Running {
     /// Ends it and returns what it wrote last.
     pub(crate) fn stop(mut self) -> Result<String, Box<dyn Error>> {
         let pid = i32::try_from(self.child.id())?;
-        // SAFETY: a plain system call, to a child that was not waited for yet.
-        unsafe { libc::kill(pid, libc::SIGINT) };
+        // SAFETY: a plain system call, to the group of a child that was not waited for yet.
+        unsafe { libc::kill(-pid, libc::SIGINT) };
         let asked = Instant::now();
         while self.child.try_wait()?.is_none() {
             if asked.elapsed() > END {
@@ -201,7 +201,8 @@ fn words(command: &[&str]) -> io::Result<Command> {
     let (&program, arguments) = command.split_first().expect("a command has a name");
     let program = if program == SELF { std::env::current_exe()? } else { program.into() };
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
+    // A group of its own, to end it with its children.
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
     Ok(command)
 }
 

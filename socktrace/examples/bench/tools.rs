@@ -25,8 +25,8 @@ pub(crate) struct Tool {
     pub(crate) command: &'static [&'static str],
     pub(crate) ready: Ready,
     pub(crate) on: On,
-    /// It hooks nothing: all it costs is its own CPU, children's included.
-    pub(crate) looks_only: bool,
+    /// Its own CPU is that of its children, which are not asked.
+    pub(crate) own_unknown: bool,
 }
 
 /// The path of this program in the commands below.
@@ -34,7 +34,7 @@ pub(crate) const SELF: &str = "bench";
 pub(crate) const SOCKTRACE_READY: Ready = Ready::Says("socktrace: tracing with");
 
 const fn tool(name: &'static str, command: &'static [&'static str], ready: Ready, on: On) -> Tool {
-    Tool { name, command, ready, on, looks_only: false }
+    Tool { name, command, ready, on, own_unknown: false }
 }
 
 const fn top(name: &'static str, command: &'static [&'static str]) -> Tool {
@@ -45,8 +45,8 @@ const fn peer(name: &'static str, command: &'static [&'static str]) -> Tool {
     tool(name, command, Ready::Quiet, On::Connect)
 }
 
-const fn ss(name: &'static str, command: &'static [&'static str]) -> Tool {
-    Tool { looks_only: true, ..tool(name, command, Ready::Says(READY), On::Connect) }
+const fn parent(name: &'static str, command: &'static [&'static str]) -> Tool {
+    Tool { own_unknown: true, ..tool(name, command, Ready::Says(READY), On::Connect) }
 }
 
 pub(crate) const TOOLS: &[Tool] = &[
@@ -56,6 +56,10 @@ pub(crate) const TOOLS: &[Tool] = &[
     top(
         "socktrace top, tracepoint",
         &["socktrace", "top", "--json", "-i1s", "--backend=tracepoint"],
+    ),
+    parent(
+        "socktrace top, fentry, two at once",
+        &[SELF, "twice", "socktrace", "top", "--json", "-i1s", "--backend=fentry"],
     ),
     tool(
         "socktrace events, accept",
@@ -101,8 +105,8 @@ pub(crate) const TOOLS: &[Tool] = &[
         &["chroot", PEERS, "/usr/bin/bpftrace", "/usr/sbin/tcpaccept.bt"],
     ),
     peer("bpftrace tcpsynbl.bt", &["chroot", PEERS, "/usr/bin/bpftrace", "/usr/sbin/tcpsynbl.bt"]),
-    ss("ss -lnt every 100 ms", &[SELF, "every", "100", "ss", "-lnt"]),
-    ss("ss -lnt every 10 ms", &[SELF, "every", "10", "ss", "-lnt"]),
+    parent("ss -lnt every 100 ms", &[SELF, "every", "100", "ss", "-lnt"]),
+    parent("ss -lnt every 10 ms", &[SELF, "every", "10", "ss", "-lnt"]),
 ];
 
 /// The other tools, in a tree with the libraries of their own distribution.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::debian::Apt;
-use crate::sh::{command, output, say, target};
+use crate::sh::{command, output, say, target, which};
 
 /// Their tree in the guest, for `chroot`.
 const TREE: &str = "peers";
@@ -35,7 +35,10 @@ pub(super) fn files() -> Result<Vec<(String, PathBuf)>> {
     }
     let root = home.join("root");
     let there = |path: &str| format!("{TREE}/{path}");
-    let mut files = vec![(there("lib64/ld-linux-x86-64.so.2"), root.join(LINKER))];
+    // bpftrace asks a shell where the C compiler has its headers, and crashes without a shell.
+    let shell = which("busybox").context("busybox is not installed")?;
+    let mut files =
+        vec![(there("lib64/ld-linux-x86-64.so.2"), root.join(LINKER)), (there("bin/sh"), shell)];
     for path in PROGRAMS.iter().chain(SCRIPTS) {
         files.push((there(path), root.join(path)));
     }
