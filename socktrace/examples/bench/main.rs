@@ -113,9 +113,9 @@ impl Meter for Account<'_> {
         let began = Instant::now();
         round();
         self.elapsed += began.elapsed();
-        self.own_within += cpu() - before;
+        self.own_within += cpu().saturating_sub(before);
         wait();
-        self.own += cpu() - before;
+        self.own += cpu().saturating_sub(before);
     }
 }
 
@@ -138,8 +138,9 @@ fn with_tool(tool: &Tool, load: Load, count: u32) -> Result<Value, Box<dyn Error
     }
     sleep(PAUSE);
     let account = account((!tool.own_unknown).then_some(&running), load, count);
-    let with = nanoseconds(account.elapsed - account.own_within + account.own);
+    let with = nanoseconds((account.elapsed + account.own).saturating_sub(account.own_within));
     let own = nanoseconds(account.own);
+    running.check()?;
     let memory = running.memory();
     let (attached, first_record) = (running.attached, running.first_record);
     let summary: Value = serde_json::from_str(&running.stop()?).unwrap_or_default();
@@ -153,6 +154,7 @@ fn with_tool(tool: &Tool, load: Load, count: u32) -> Result<Value, Box<dyn Error
     });
     if tool.own_unknown {
         record["own_ns"] = Value::Null;
+        record["attached_ns"] = Value::Null;
     } else {
         record["peak_kib"] = memory.peak_kib.into();
         record["resident_kib"] = memory.resident_kib.into();
@@ -199,7 +201,7 @@ fn top_look(tool: &Tool) -> Result<Value, Box<dyn Error>> {
     sleep(PAUSE);
     let before = running.cpu();
     sleep(Duration::from_secs(1) * TOP_LOOKS);
-    let own = nanoseconds((running.cpu() - before) / TOP_LOOKS);
+    let own = nanoseconds(running.cpu().saturating_sub(before) / TOP_LOOKS);
     let memory = running.memory();
     Ok(json!({
         "none_ns": [0, 0], "with_ns": own, "own_ns": own,
@@ -235,6 +237,9 @@ fn twice(command: &[&str]) -> Result<(), Box<dyn Error>> {
             return Err(status.to_string().into());
         }
     }
+    // They are asked to end together with this process, which waits for them.
+    // SAFETY: a plain system call.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
     eprintln!("{}", tools::READY);
     for one in &mut both {
         one.wait()?;

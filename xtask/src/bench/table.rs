@@ -35,8 +35,8 @@ pub(super) fn render(records: &[Record]) -> String {
 
 fn measured(record: &Record, floor: Option<f64>) -> [String; 10] {
     let none = record.none();
-    let of_none = (none > 0.0).then(|| format!("{:.1} %", record.cost() / none * 100.0));
-    let of_floor = floor.map(|floor| format!("{:.1}", record.cost() / floor));
+    let of_none = (none > 0.0).then(|| tenths(record.cost() / none * 100.0) + " %");
+    let of_floor = floor.map(|floor| tenths(record.cost() / floor));
     [
         number(record.cost()),
         or_dash(of_none),
@@ -87,6 +87,12 @@ pub(super) fn number(value: f64) -> String {
         grouped.push(digit);
     }
     if value < 0.0 && digits != "0" { format!("-{grouped}") } else { grouped }
+}
+
+/// With one digit behind the point, and no minus before nothing.
+fn tenths(value: f64) -> String {
+    let text = format!("{value:.1}");
+    if text == "-0.0" { "0.0".into() } else { text }
 }
 
 pub(super) fn mebibytes(kib: u64) -> String {
@@ -146,6 +152,11 @@ mod tests {
     fn without_a_floor_there_is_no_ratio() {
         let text = render(&[record("x", 130_500)]);
         assert!(text.contains("| connect | x | 3,000 | 29.9 % | - |"), "{text}");
+    }
+
+    #[test]
+    fn nothing_has_no_sign() {
+        assert_eq!([-0.04, -0.06, 1.25].map(tenths), ["0.0", "-0.1", "1.2"]);
     }
 
     #[test]
