@@ -535,7 +535,7 @@ pub(crate) fn synack_again(request: *const u8) {
 #[inline(always)]
 unsafe fn attempts(request: *const u8) -> u16 {
     // SAFETY: `Probe` survives any address.
-    unsafe { Probe::read::<u8>(request, at::REQ_RETRANS.load()) }.unwrap_or(0).into()
+    unsafe { Probe::value::<u8>(request, at::REQ_RETRANS.load()) }.into()
 }
 
 /// `reqsk_timer_handler(timer)` begins: a SYN-ACK was not answered in time.

@@ -133,20 +133,20 @@ pub(crate) fn scan_port(ctx: RawTracePointContext) -> i32 {
 unsafe fn holder(bit: u32, sk: *const u8, (netns, protocol_port): (u32, u32)) {
     // SAFETY: `Probe` survives any address; array elements live as long as the map.
     unsafe {
-        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
-        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+        let port: u16 = Probe::value(sk, at::SK_NUM.load());
+        let protocol: u16 = Probe::value(sk, at::SK_PROTOCOL.load());
         if u32::from(protocol) << 16 | u32::from(port) != protocol_port {
             return;
         }
         if events::netns_of(sk) != netns {
             return;
         }
-        let family: u16 = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
-        let state: u8 = Probe::read(sk, at::SK_STATE.load()).unwrap_or(0);
-        let address: u32 = Probe::read(sk, at::SK_RCV_SADDR.load()).unwrap_or(0);
+        let family: u16 = Probe::value(sk, at::SK_FAMILY.load());
+        let state: u8 = Probe::value(sk, at::SK_STATE.load());
+        let address: u32 = Probe::value(sk, at::SK_RCV_SADDR.load());
         let mut words = [u64::from(address), 0];
         if family == AF_INET6 && present(at::SK_V6_RCV_SADDR.load()) {
-            words = Probe::read(sk, at::SK_V6_RCV_SADDR.load()).unwrap_or([0; 2]);
+            words = Probe::value(sk, at::SK_V6_RCV_SADDR.load());
         }
         let inode = snapshot::inode_of(sk).unwrap_or(0);
         put(bit * HOLDER_WORDS, inode);
@@ -229,7 +229,7 @@ pub(crate) unsafe fn current_netns() -> u32 {
         let task = bpf_get_current_task() as *const u8;
         let Some(proxy) = Probe::read::<*const u8>(task, at::TASK_NSPROXY.load()) else { return 0 };
         let Some(net) = Probe::read::<*const u8>(proxy, at::NSPROXY_NET.load()) else { return 0 };
-        Probe::read(net, at::NET_INUM.load()).unwrap_or(0)
+        Probe::value(net, at::NET_INUM.load())
     }
 }
 

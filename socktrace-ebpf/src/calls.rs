@@ -185,7 +185,7 @@ pub(crate) fn bind(sk: *const u8, address: *const u8, len: u32, user: bool) {
             name(address, len, user);
         } else if family == AF_INET || family == AF_INET6 {
             // Not raw sockets, whose port is their protocol's number, nor SCTP.
-            let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+            let protocol: u16 = Probe::value(sk, at::SK_PROTOCOL.load());
             if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_MPTCP {
                 return;
             }
@@ -248,7 +248,7 @@ pub(crate) fn bind_done(result: i32) {
             unix_event(kind::BIND, sk, result);
             return;
         }
-        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        let port: u16 = Probe::value(sk, at::SK_NUM.load());
         if !filter::ports(call.asked_port, port) {
             return;
         }
@@ -289,7 +289,7 @@ pub(crate) unsafe fn ports_of(event: &mut Event, sk: *const u8) {
     unsafe {
         let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) else { return };
         if present(at::NET_UNPRIVILEGED.load()) {
-            event.unprivileged = Probe::read(net, at::NET_UNPRIVILEGED.load()).unwrap_or(0);
+            event.unprivileged = Probe::value(net, at::NET_UNPRIVILEGED.load());
         }
         // Two numbers under a lock, or one word (6.8 and later).
         if present(at::NET_PORTS_LOCK.load()) {
@@ -323,7 +323,7 @@ pub(crate) fn listen_asked(sk: *const u8) {
     let mut call = begin(kind::LISTEN, sk);
     // SAFETY: `Probe` survives any address.
     unsafe {
-        call.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        call.family = Probe::value(sk, at::SK_FAMILY.load());
         if Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::LISTEN) {
             call.flags |= u32::from(EVENT_RELISTEN);
         }
@@ -353,7 +353,7 @@ pub(crate) fn listen_done(result: i32) {
         if !filter::call(call.family, events::netns_of(sk)) {
             return;
         }
-        let port = if inet { Probe::read(sk, at::SK_NUM.load()).unwrap_or(0) } else { 0 };
+        let port = if inet { Probe::value(sk, at::SK_NUM.load()) } else { 0 };
         if !filter::ports(port, 0) {
             return;
         }
@@ -380,7 +380,7 @@ pub(crate) fn listen_done(result: i32) {
             event.requested = call.requested;
             event.result = result;
             if let Some(net) = Probe::read::<*const u8>(sk, at::SK_NET.load()) {
-                event.somaxconn = Probe::read(net, at::NET_SOMAXCONN.load()).unwrap_or(0);
+                event.somaxconn = Probe::value(net, at::NET_SOMAXCONN.load());
             }
             caller(event);
         });
@@ -394,7 +394,7 @@ pub(crate) fn accepted(slot: u32, child: *const u8, inode: u64, waited_ns: u64) 
         // SAFETY: the connection has just been accepted.
         unsafe {
             events::peer_of(event, child);
-            event.cookie = Probe::read(child, at::SK_COOKIE.load()).unwrap_or(0);
+            event.cookie = Probe::value(child, at::SK_COOKIE.load());
         }
         event.inode = inode;
         events::timed(event, waited_ns);
@@ -418,7 +418,7 @@ pub(crate) fn accept_done(sk: Option<*const u8>) {
     unsafe {
         let Some(child) = first_subflow(sk) else { return };
         let inode = snapshot::inode_of(sk).unwrap_or(0);
-        let family: u16 = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        let family: u16 = Probe::value(sk, at::SK_FAMILY.load());
         let mut waited = events::UNTIMED;
         if family != AF_UNIX
             && let Some(since) = waiting::waiting_since(child)

@@ -48,7 +48,7 @@ const EINPROGRESS: i32 = 115;
 pub(crate) fn begins(sk: *const u8, address: *const u8, user: bool) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
+        let protocol: u16 = Probe::value(sk, at::SK_PROTOCOL.load());
         if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
             return;
         }
@@ -60,7 +60,7 @@ pub(crate) fn begins(sk: *const u8, address: *const u8, user: bool) {
             return;
         }
         let mut call = begin(kind::CONNECT, sk);
-        call.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
+        call.family = Probe::value(sk, at::SK_FAMILY.load());
         // A program that asks again, or whose call is restarted after a signal.
         if Probe::read(sk, at::SK_STATE.load()) == Some(tcp_state::SYN_SENT) {
             call.flags |= CALL_SENT;
@@ -136,7 +136,7 @@ fn connect_fields(event: &mut Event, call: &Call) {
 unsafe fn wanted(call: &Call, sk: *const u8) -> bool {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let port = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        let port = Probe::value(sk, at::SK_NUM.load());
         filter::call(call.family, events::netns_of(sk)) && filter::ports(port, call.asked_port)
     }
 }
@@ -146,7 +146,7 @@ unsafe fn wanted(call: &Call, sk: *const u8) -> bool {
 unsafe fn implicit_bind(call: &Call, sk: *const u8, result: i32) {
     // SAFETY: the caller holds its socket.
     unsafe {
-        let port: u16 = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+        let port: u16 = Probe::value(sk, at::SK_NUM.load());
         // It may fail for other reasons before or after.
         if !wants(kind::CHOSEN) || port == 0 && result != -EADDRNOTAVAIL {
             return;
@@ -190,7 +190,7 @@ pub(crate) fn answered(sk: *const u8, state: u8) {
     // SAFETY: the value is read at once.
     let Some(began) = (unsafe { CONNECTING.get(sk as u64) }) else { return };
     // SAFETY: `Probe` survives any address.
-    let error: i32 = unsafe { Probe::read(sk, at::SK_ERR.load()) }.unwrap_or(0);
+    let error: i32 = unsafe { Probe::value(sk, at::SK_ERR.load()) };
     let thread = bpf_get_current_pid_tgid();
     if state == tcp_state::CLOSE && error == 0 {
         // A connect that fails before it is sent ends with its call, which knows why.

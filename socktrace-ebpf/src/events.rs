@@ -116,15 +116,15 @@ pub(crate) fn caller(event: &mut Event) {
 pub(crate) unsafe fn describe(event: &mut Event, sk: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        event.family = Probe::read(sk, at::SK_FAMILY.load()).unwrap_or(0);
-        event.protocol = Probe::read(sk, at::SK_PROTOCOL.load()).unwrap_or(0);
-        event.socket_type = Probe::read(sk, at::SK_TYPE.load()).unwrap_or(0);
-        event.state = Probe::read(sk, at::SK_STATE.load()).unwrap_or(0);
-        event.cookie = Probe::read(sk, at::SK_COOKIE.load()).unwrap_or(0);
+        event.family = Probe::value(sk, at::SK_FAMILY.load());
+        event.protocol = Probe::value(sk, at::SK_PROTOCOL.load());
+        event.socket_type = Probe::value(sk, at::SK_TYPE.load());
+        event.state = Probe::value(sk, at::SK_STATE.load());
+        event.cookie = Probe::value(sk, at::SK_COOKIE.load());
         event.inode = snapshot::inode_of(sk).unwrap_or(0);
         event.netns = netns_of(sk);
         if event.family != AF_UNIX {
-            event.local_port = Probe::read(sk, at::SK_NUM.load()).unwrap_or(0);
+            event.local_port = Probe::value(sk, at::SK_NUM.load());
             local_of(event, sk);
             peer_of(event, sk);
         }
@@ -136,9 +136,8 @@ pub(crate) unsafe fn describe(event: &mut Event, sk: *const u8) {
 pub(crate) unsafe fn netns_of(sk: *const u8) -> u32 {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let net: Option<*const u8> = Probe::read(sk, at::SK_NET.load());
-        let Some(net) = net else { return 0 };
-        Probe::read(net, at::NET_INUM.load()).unwrap_or(0)
+        let net: *const u8 = Probe::value(sk, at::SK_NET.load());
+        Probe::value(net, at::NET_INUM.load())
     }
 }
 
@@ -147,11 +146,9 @@ unsafe fn local_of(event: &mut Event, sk: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
         if event.family == AF_INET6 && present(at::SK_V6_RCV_SADDR.load()) {
-            if let Some(address) = Probe::read(sk, at::SK_V6_RCV_SADDR.load()) {
-                event.local = address;
-            }
-        } else if let Some(address) = Probe::read::<u32>(sk, at::SK_RCV_SADDR.load()) {
-            event.local[0] = address.into();
+            event.local = Probe::value(sk, at::SK_V6_RCV_SADDR.load());
+        } else {
+            event.local[0] = Probe::value::<u32>(sk, at::SK_RCV_SADDR.load()).into();
         }
     }
 }
@@ -162,17 +159,15 @@ unsafe fn local_of(event: &mut Event, sk: *const u8) {
 pub(crate) unsafe fn peer_of(event: &mut Event, sk: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let family: Option<u16> = Probe::read(sk, at::SK_FAMILY.load());
-        event.peer_port = u16::from_be(Probe::read(sk, at::SK_DPORT.load()).unwrap_or(0));
-        if family == Some(AF_INET6) && present(at::SK_V6_DADDR.load()) {
-            if let Some(address) = Probe::read(sk, at::SK_V6_DADDR.load()) {
-                event.peer = address;
-            }
-        } else if let Some(address) = Probe::read::<u32>(sk, at::SK_DADDR.load()) {
-            event.peer[0] = address.into();
+        let family: u16 = Probe::value(sk, at::SK_FAMILY.load());
+        event.peer_port = u16::from_be(Probe::value(sk, at::SK_DPORT.load()));
+        if family == AF_INET6 && present(at::SK_V6_DADDR.load()) {
+            event.peer = Probe::value(sk, at::SK_V6_DADDR.load());
+        } else {
+            event.peer[0] = Probe::value::<u32>(sk, at::SK_DADDR.load()).into();
         }
         if event.family == 0 {
-            event.family = family.unwrap_or(0);
+            event.family = family;
         }
     }
 }
@@ -189,21 +184,17 @@ pub(crate) unsafe fn sender_of(event: &mut Event, skb: *const u8) {
     }
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let Some(head) = Probe::read::<*const u8>(skb, at::SKB_HEAD.load()) else { return };
-        let Some(network) = Probe::read::<u16>(skb, at::SKB_NETWORK.load()) else { return };
-        let Some(transport) = Probe::read::<u16>(skb, at::SKB_TRANSPORT.load()) else { return };
-        let Some(protocol) = Probe::read::<u16>(skb, at::SKB_PROTOCOL.load()) else { return };
-        event.peer_port = u16::from_be(Probe::read(head, transport.into()).unwrap_or(0));
+        let head: *const u8 = Probe::value(skb, at::SKB_HEAD.load());
+        let network: u16 = Probe::value(skb, at::SKB_NETWORK.load());
+        let transport: u16 = Probe::value(skb, at::SKB_TRANSPORT.load());
+        let protocol: u16 = Probe::value(skb, at::SKB_PROTOCOL.load());
+        event.peer_port = u16::from_be(Probe::value(head, transport.into()));
         if u16::from_be(protocol) == ETH_P_IPV6 {
             event.family = AF_INET6;
-            if let Some(address) = Probe::read(head, u32::from(network) + FROM6) {
-                event.peer = address;
-            }
+            event.peer = Probe::value(head, u32::from(network) + FROM6);
         } else {
             event.family = AF_INET;
-            if let Some(address) = Probe::read::<u32>(head, u32::from(network) + FROM) {
-                event.peer[0] = address.into();
-            }
+            event.peer[0] = Probe::value::<u32>(head, u32::from(network) + FROM).into();
         }
     }
 }

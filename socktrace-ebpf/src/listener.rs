@@ -83,36 +83,19 @@ fn new(sk: *const u8) -> Slot {
     let mut slot = Slot { sk: sk as u64, state: slot_state::OPEN, ..Slot::default() };
     // SAFETY: `Probe` survives any address.
     unsafe {
-        if let Some(net) = Probe::read::<*const u8>(sk, layout::SK_NET.load()) {
-            if let Some(netns) = Probe::read(net, layout::NET_INUM.load()) {
-                slot.netns = netns;
-            }
-            if let Some(mib) = Probe::read(net, layout::NET_STATISTICS.load()) {
-                slot.mib = mib;
-            }
-            if let Some(mix) = Probe::read(net, layout::NET_MIX.load()) {
-                slot.mix = mix;
-            }
-        }
-        if let Some(family) = Probe::read(sk, layout::SK_FAMILY.load()) {
-            slot.family = family;
-        }
+        let net: *const u8 = Probe::value(sk, layout::SK_NET.load());
+        slot.netns = Probe::value(net, layout::NET_INUM.load());
+        slot.mib = Probe::value(net, layout::NET_STATISTICS.load());
+        slot.mix = Probe::value(net, layout::NET_MIX.load());
+        slot.family = Probe::value(sk, layout::SK_FAMILY.load());
         if slot.family == AF_UNIX {
             return slot;
         }
-        if let Some(address) = Probe::read(sk, layout::SK_RCV_SADDR.load()) {
-            slot.address = address;
-        }
-        if let Some(port) = Probe::read(sk, layout::SK_NUM.load()) {
-            slot.port = port;
-        }
+        slot.address = Probe::value(sk, layout::SK_RCV_SADDR.load());
+        slot.port = Probe::value(sk, layout::SK_NUM.load());
         if slot.family == AF_INET6 && present(layout::SK_V6_RCV_SADDR.load()) {
-            if let Some(address) = Probe::read(sk, layout::SK_V6_RCV_SADDR.load()) {
-                slot.address6 = address;
-            }
-            if let Some(only) = read_bit(sk, layout::SK_IPV6ONLY.load()) {
-                slot.v6only = only.into();
-            }
+            slot.address6 = Probe::value(sk, layout::SK_V6_RCV_SADDR.load());
+            slot.v6only = read_bit(sk, layout::SK_IPV6ONLY.load()).into();
         }
     }
     slot

@@ -1,8 +1,13 @@
 //! Two ways to read kernel memory, one interface.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel, bpf_probe_read_user,
-    generated::{bpf_get_current_task, bpf_probe_read_kernel_str, bpf_skc_to_tcp_sock},
+    generated::{
+        bpf_get_current_task, bpf_probe_read_kernel as read_kernel, bpf_probe_read_kernel_str,
+        bpf_skc_to_tcp_sock,
+    },
 };
 use socktrace_common::{layout::ABSENT, stat};
 
@@ -64,6 +69,27 @@ impl Mem for Probe {
     }
 }
 
+impl Probe {
+    /// Reads a `T`; what the kernel refuses is counted and is all zeroes. Where a verifier has to follow what
+    /// comes after `read` once with the value and once without, there is one way through this.
+    ///
+    /// # Safety
+    /// All zeroes must be a `T`.
+    #[inline(always)]
+    pub(crate) unsafe fn value<T: Copy>(base: *const u8, offset: u32) -> T {
+        let mut value = MaybeUninit::<T>::uninit();
+        let from = base.wrapping_add(offset as usize);
+        // SAFETY: the helper survives any address, and clears what it could not fill.
+        unsafe {
+            let size = size_of::<T>() as u32;
+            if read_kernel(value.as_mut_ptr().cast(), size, from.cast()) != 0 {
+                maps::count(stat::READ_FAILED);
+            }
+            value.assume_init()
+        }
+    }
+}
+
 /// Whether the running kernel has the field.
 #[inline(always)]
 pub(crate) fn present(offset: u32) -> bool {
@@ -72,10 +98,10 @@ pub(crate) fn present(offset: u32) -> bool {
 
 /// Reads one bit; `offset` counts bits from the start of the object.
 #[inline(always)]
-pub(crate) unsafe fn read_bit(base: *const u8, offset: u32) -> Option<bool> {
+pub(crate) unsafe fn read_bit(base: *const u8, offset: u32) -> bool {
     // SAFETY: `Probe` survives any address.
-    let byte: u8 = unsafe { Probe::read(base, offset / 8) }?;
-    Some(byte >> (offset % 8) & 1 == 1)
+    let byte: u8 = unsafe { Probe::value(base, offset / 8) };
+    byte >> (offset % 8) & 1 == 1
 }
 
 /// Reads a `T` of the kernel's memory, or of the running task's.
@@ -102,9 +128,7 @@ pub(crate) fn current_comm() -> [u64; 2] {
     // SAFETY: the helpers survive any address; the last one writes 16 bytes at most.
     let length = unsafe {
         let task = bpf_get_current_task() as *const u8;
-        let Some(leader) = Probe::read::<*const u8>(task, at::TASK_LEADER.load()) else {
-            return comm;
-        };
+        let leader: *const u8 = Probe::value(task, at::TASK_LEADER.load());
         // Up to the NUL: older kernels leave what was behind a longer name (`__set_task_comm`).
         let name = leader.wrapping_add(at::TASK_COMM.load() as usize);
         bpf_probe_read_kernel_str((&raw mut comm).cast(), 16, name.cast())

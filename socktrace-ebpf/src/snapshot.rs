@@ -100,10 +100,10 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
         to.syncookies = u32::from(Probe::read::<u8>(net, at::NET_SYNCOOKIES.load())?);
 
         let mut flags = 0;
-        if read_bit(sk, at::SK_REUSEPORT.load())? {
+        if read_bit(sk, at::SK_REUSEPORT.load()) {
             flags |= READ_REUSEPORT;
         }
-        if read_bit(sk, at::SK_IPV6ONLY.load())? {
+        if read_bit(sk, at::SK_IPV6ONLY.load()) {
             flags |= READ_IPV6ONLY;
         }
         if present(at::TCP_IS_MPTCP.load())
