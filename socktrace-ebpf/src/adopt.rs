@@ -206,13 +206,13 @@ pub(crate) unsafe fn fd_to_sk(task: *const u8, fd: u64) -> Option<*const u8> {
 unsafe fn socket_at(fdt: *const u8, fd: u64) -> Option<*const u8> {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        let table: *const u8 = Probe::read(fdt, at::FDT_FD.load())?;
-        let file: *const u8 = Probe::read(table.wrapping_add(fd as usize * 8), 0)?;
+        let table: *const u8 = Probe::value(fdt, at::FDT_FD.load());
+        let file: *const u8 = Probe::value(table.wrapping_add(fd as usize * 8), 0);
         if file.is_null() {
             return None;
         }
-        let socket: *const u8 = Probe::read(file, at::FILE_PRIVATE.load())?;
-        let inode: *const u8 = Probe::read(file, at::FILE_INODE.load())?;
+        let socket: *const u8 = Probe::value(file, at::FILE_PRIVATE.load());
+        let inode: *const u8 = Probe::value(file, at::FILE_INODE.load());
         // Only a socket's file has the inode that lies beside the `struct socket` it points to.
         if socket.is_null() || inode != socket.wrapping_add(at::SOCKET_VFS_INODE.load() as usize) {
             return None;
@@ -239,17 +239,17 @@ pub(crate) unsafe fn listening(sk: *const u8) -> Option<*const u8> {
     let mut sk = sk;
     // SAFETY: `Probe` survives any address.
     unsafe {
-        if Probe::read::<u16>(sk, at::SK_FAMILY.load())? == AF_UNIX {
+        if Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX {
             return (unix::listens(sk)?).then_some(sk);
         }
-        if Probe::read::<u16>(sk, at::SK_PROTOCOL.load())? == IPPROTO_MPTCP {
+        if Probe::value::<u16>(sk, at::SK_PROTOCOL.load()) == IPPROTO_MPTCP {
             if !present(at::MPTCP_FIRST.load()) {
                 return None;
             }
-            sk = Probe::read(sk, at::MPTCP_FIRST.load())?;
+            sk = Probe::value(sk, at::MPTCP_FIRST.load());
         }
-        let tcp = Probe::read::<u16>(sk, at::SK_PROTOCOL.load())? == IPPROTO_TCP;
-        let listens = Probe::read::<u8>(sk, at::SK_STATE.load())? == tcp_state::LISTEN;
+        let tcp = Probe::value::<u16>(sk, at::SK_PROTOCOL.load()) == IPPROTO_TCP;
+        let listens = Probe::value::<u8>(sk, at::SK_STATE.load()) == tcp_state::LISTEN;
         (tcp && listens).then_some(sk)
     }
 }

@@ -67,24 +67,25 @@ pub(crate) fn read(sk: *const u8, index: u32) {
 unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
     // SAFETY: `Probe` survives any address.
     unsafe {
+        // Where that can be read, the rest can be.
         to.tcp_state = Probe::read(sk, at::SK_STATE.load())?;
-        to.family = Probe::read(sk, at::SK_FAMILY.load())?;
-        to.port = Probe::read(sk, at::SK_NUM.load())?;
-        to.cookie = Probe::read(sk, at::SK_COOKIE.load())?;
-        to.bound_if = Probe::read(sk, at::SK_BOUND_IF.load())?;
-        to.uid = Probe::read(sk, at::SK_UID.load())?;
-        to.accept_limit = Probe::read(sk, at::SK_MAX_ACK_BACKLOG.load())?;
+        to.family = Probe::value(sk, at::SK_FAMILY.load());
+        to.port = Probe::value(sk, at::SK_NUM.load());
+        to.cookie = Probe::value(sk, at::SK_COOKIE.load());
+        to.bound_if = Probe::value(sk, at::SK_BOUND_IF.load());
+        to.uid = Probe::value(sk, at::SK_UID.load());
+        to.accept_limit = Probe::value(sk, at::SK_MAX_ACK_BACKLOG.load());
         to.address = [0; 16];
         if to.family == AF_UNIX {
             return unix(sk, to);
         }
-        to.accept_depth = Probe::read(sk, at::SK_ACK_BACKLOG.load())?;
-        to.syn_depth = Probe::read(sk, at::ICSK_QLEN.load())?;
-        to.syn_young = Probe::read(sk, at::ICSK_YOUNG.load())?;
+        to.accept_depth = Probe::value(sk, at::SK_ACK_BACKLOG.load());
+        to.syn_depth = Probe::value(sk, at::ICSK_QLEN.load());
+        to.syn_young = Probe::value(sk, at::ICSK_YOUNG.load());
         if to.family == AF_INET6 && present(at::SK_V6_RCV_SADDR.load()) {
-            to.address = Probe::read(sk, at::SK_V6_RCV_SADDR.load())?;
+            to.address = Probe::value(sk, at::SK_V6_RCV_SADDR.load());
         } else if to.family == AF_INET {
-            let v4: [u8; 4] = Probe::read(sk, at::SK_RCV_SADDR.load())?;
+            let v4: [u8; 4] = Probe::value(sk, at::SK_RCV_SADDR.load());
             to.address[0] = v4[0];
             to.address[1] = v4[1];
             to.address[2] = v4[2];
@@ -93,11 +94,11 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
         to.inode = inode_of(sk)?;
         to.oldest_ns = oldest(sk).unwrap_or(0);
 
-        let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
-        to.netns = Probe::read(net, at::NET_INUM.load())?;
-        to.somaxconn = Probe::read(net, at::NET_SOMAXCONN.load())?;
-        to.max_syn_backlog = Probe::read(net, at::NET_MAX_SYN_BACKLOG.load())?;
-        to.syncookies = u32::from(Probe::read::<u8>(net, at::NET_SYNCOOKIES.load())?);
+        let net: *const u8 = Probe::value(sk, at::SK_NET.load());
+        to.netns = Probe::value(net, at::NET_INUM.load());
+        to.somaxconn = Probe::value(net, at::NET_SOMAXCONN.load());
+        to.max_syn_backlog = Probe::value(net, at::NET_MAX_SYN_BACKLOG.load());
+        to.syncookies = u32::from(Probe::value::<u8>(net, at::NET_SYNCOOKIES.load()));
 
         let mut flags = 0;
         if read_bit(sk, at::SK_REUSEPORT.load()) {
@@ -107,15 +108,15 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
             flags |= READ_IPV6ONLY;
         }
         if present(at::TCP_IS_MPTCP.load())
-            && Probe::read::<u8>(sk, at::TCP_IS_MPTCP.load())? & 1 == 1
+            && Probe::value::<u8>(sk, at::TCP_IS_MPTCP.load()) & 1 == 1
         {
             flags |= READ_MPTCP;
         }
-        if Probe::read::<u8>(sk, at::SK_SHUTDOWN.load())? != 0 {
+        if Probe::value::<u8>(sk, at::SK_SHUTDOWN.load()) != 0 {
             flags |= READ_SHUTDOWN;
         }
         if present(at::NET_MIGRATE_REQ.load())
-            && Probe::read::<u8>(net, at::NET_MIGRATE_REQ.load())? != 0
+            && Probe::value::<u8>(net, at::NET_MIGRATE_REQ.load()) != 0
         {
             flags |= READ_MIGRATES;
         }
@@ -128,17 +129,17 @@ unsafe fn fill(sk: *const u8, to: &mut Reading) -> Option<u8> {
 unsafe fn unix(sk: *const u8, to: &mut Reading) -> Option<u8> {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        to.accept_depth = Probe::read(sk, at::SK_RECEIVE_LEN.load())?;
+        to.accept_depth = Probe::value(sk, at::SK_RECEIVE_LEN.load());
         to.inode = inode_of(sk)?;
-        let net: *const u8 = Probe::read(sk, at::SK_NET.load())?;
-        to.netns = Probe::read(net, at::NET_INUM.load())?;
-        to.somaxconn = Probe::read(net, at::NET_SOMAXCONN.load())?;
+        let net: *const u8 = Probe::value(sk, at::SK_NET.load());
+        to.netns = Probe::value(net, at::NET_INUM.load());
+        to.somaxconn = Probe::value(net, at::NET_SOMAXCONN.load());
         (to.syn_depth, to.syn_young, to.port, to.oldest_ns) = (0, 0, 0, 0);
         let mut flags = 0;
-        if Probe::read::<u16>(sk, at::SK_TYPE.load())? == SOCK_SEQPACKET {
+        if Probe::value::<u16>(sk, at::SK_TYPE.load()) == SOCK_SEQPACKET {
             flags |= READ_SEQPACKET;
         }
-        if Probe::read::<u8>(sk, at::SK_SHUTDOWN.load())? != 0 {
+        if Probe::value::<u8>(sk, at::SK_SHUTDOWN.load()) != 0 {
             flags |= READ_SHUTDOWN;
         }
         Some(flags)

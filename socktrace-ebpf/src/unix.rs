@@ -61,9 +61,9 @@ pub(crate) unsafe fn listens(sk: *const u8) -> Option<bool> {
     // SAFETY: `Probe` survives any address.
     unsafe {
         Some(
-            Probe::read::<u16>(sk, at::SK_FAMILY.load())? == AF_UNIX
-                && Probe::read::<u8>(sk, at::SK_STATE.load())? == tcp_state::LISTEN
-                && Probe::read::<u16>(sk, at::SK_TYPE.load())? != SOCK_DGRAM,
+            Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX
+                && Probe::value::<u8>(sk, at::SK_STATE.load()) == tcp_state::LISTEN
+                && Probe::value::<u16>(sk, at::SK_TYPE.load()) != SOCK_DGRAM,
         )
     }
 }
