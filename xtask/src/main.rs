@@ -7,6 +7,7 @@ mod build;
 mod setup;
 mod sh;
 mod test;
+mod verifier;
 mod vm;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Verb {
     Vm(vm::VmArgs),
     /// Measures what tracing costs, and what other tools cost; the table goes to stdout
     Bench(bench::BenchArgs),
+    /// Lists how many instructions each kernel's verifier looks at, for docs/VERIFIER.md
+    Verifier,
 }
 
 #[derive(Args)]
@@ -78,6 +81,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test(args) => test::all(&args)?,
         Verb::Vm(args) => vm::run(&args)?,
         Verb::Bench(args) => bench::run(&args)?,
+        Verb::Verifier => verifier::run()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -689,11 +689,13 @@ impl Tracer {
         if attached { misses().unwrap_or(0) } else { 0 }
     }
 
-    /// What the programs cost so far: nanoseconds only where `kernel.bpf_stats_enabled` is on.
+    /// What the programs cost so far, of those that run on request too: nanoseconds only where
+    /// `kernel.bpf_stats_enabled` is on.
     pub fn log_cost(&self) {
-        for name in
-            self.attempt.attached.iter().filter(|_| ::log::log_enabled!(::log::Level::Debug))
-        {
+        if !::log::log_enabled!(::log::Level::Debug) {
+            return;
+        }
+        for (name, _) in self.ebpf.programs() {
             let Some(info) = self.fdinfo(name) else { continue };
             let get = |key| number(&info, key).unwrap_or(0);
             let (runs, ns) = (get("run_cnt:"), get("run_time_ns:"));

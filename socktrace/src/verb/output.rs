@@ -52,7 +52,13 @@ impl Printer {
             .map_or(order, |column| column.order);
         let output = args.output();
         let style = Style { wide: output == Output::Wide, header: !args.no_header, color };
-        Ok(Self { out: BufWriter::new(stdout), output, style, filter: args.filter()?, order })
+        Ok(Self {
+            out: BufWriter::with_capacity(BATCH_SIZE, stdout),
+            output,
+            style,
+            filter: args.filter()?,
+            order,
+        })
     }
 
     pub(super) fn filter(&self) -> &Filter {
@@ -78,8 +84,8 @@ impl Printer {
         if self.is_json() {
             for listener in &listeners {
                 json::write(&mut self.out, &ListenerRecord::from(listener))?;
-                self.out.flush()?;
             }
+            self.out.flush()?;
             return Ok(());
         }
         if let Some(title) = title.filter(|_| self.style.header) {

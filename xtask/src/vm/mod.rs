@@ -79,6 +79,18 @@ pub(crate) fn bench(kernel: &Kernel, arguments: &[&str]) -> Result<(String, Vec<
     Ok((files.release, lines))
 }
 
+/// Runs a shell's command with nothing but socktrace on a kernel, and returns what it printed.
+pub(crate) fn shell(kernel: &Kernel, command: &str) -> Result<Vec<String>> {
+    setup::compiler()?;
+    setup::servers()?;
+    setup::machines()?;
+    let programs = [("bin/socktrace".to_owned(), build::socktrace(true)?)];
+    let files = kernels::fetch(kernel)?;
+    let command = ["sh", "-c", command].map(str::to_owned);
+    let initramfs = initramfs::make(kernel, &files, &programs, &command)?;
+    one(kernel, &files, &initramfs, Timing::Wall)
+}
+
 /// The root tests on every kernel of the matrix.
 pub(crate) fn matrix() -> Result<()> {
     let kernels: Vec<&Kernel> = kernels::MATRIX.iter().collect();
