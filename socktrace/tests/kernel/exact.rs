@@ -58,14 +58,25 @@ const UNKNOWN_TO_TRACEPOINTS: [&str; 8] = [
 
 type Counters = BTreeMap<String, u64>;
 
-/// Whether the kernel skipped runs of a tracepoint's program, so that what it counted is unknown: since
-/// 7.0 a tracepoint can be interrupted by another one.
+/// Whether the kernel skipped runs of a tracepoint's program, so that what it counted is unknown: a packet came
+/// on the CPU while the program ran there for a task. Nothing else may have been lost.
 fn skipped(backend: &str, run: &Finished) -> bool {
     let skipped = backend == "tracepoint" && run.summary()["lost_events"] != 0;
+    let only = "no_slot: 0, read_failed: 0, group_cut: 0, no_room: 0, recursion: ";
+    let warned = |line: &&String| line.contains("WARN");
+    assert!(
+        !skipped || run.stderr.iter().filter(warned).all(|line| line.contains(only)),
+        "{:#?}",
+        run.stderr
+    );
+    skipped
+}
+
+/// Since 7.0 a tracepoint can be interrupted by another one, so that this is nothing rare.
+fn is_seldom_skipped() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    assert!(!skipped || major >= Some(7), "{release}: {:#?}", run.stderr);
-    skipped
+    major < Some(7)
 }
 
 /// What the kernel counted in this thread's namespace.
@@ -261,47 +272,54 @@ const WORKLOADS: &[(&str, Workload, &[u64])] = &[
 
 #[test]
 fn what_is_lost_is_counted_as_the_kernel_counts() {
+    const TRIES: usize = 3;
     many_files();
     for &backend in backends() {
-        // Keeps records coming when nothing else listens.
-        let _keeper = Listener::new("127.0.0.1:0", 1);
-        let tracing = Tracing::start(backend, &["-i", "300ms"]);
-        let mut ran = Vec::new();
-        for &(name, workload, numbers) in WORKLOADS {
-            for &number in numbers {
-                let what = if numbers.len() > 1 { format!("{name} {number}") } else { name.into() };
-                let netns = Netns::new(&format!("exact-{}", ran.len()));
-                let began = Instant::now();
-                let result = netns.within(|| in_lab(backend, &tracing, workload, number));
-                // Past the test harness, which keeps what is printed to itself for minutes.
-                let seconds = began.elapsed().as_secs_f64();
-                writeln!(std::io::stderr(), "{backend}: {what}: {seconds:.1} s").expect("stderr");
-                ran.push((what, netns, result));
-            }
-        }
-        tracing.wait_interval();
-        let run = tracing.stop();
-        let mut failed = Vec::new();
-        for (what, _netns, result) in ran {
-            let outcome = result.map(|(inside, kernel, check)| {
-                let outcome =
-                    Outcome { what: what.clone(), backend, netns: inside, kernel, run: &run };
-                catch_unwind(AssertUnwindSafe(|| {
-                    outcome.check();
-                    check(&outcome);
-                }))
-            });
-            if !matches!(outcome, Ok(Ok(()))) {
-                failed.push(what);
-            }
-        }
-        assert!(failed.is_empty(), "{backend}: {failed:#?}\n{:#?}", run.stderr);
-        if skipped(backend, &run) {
-            continue;
-        }
-        assert_eq!(run.summary()["lost_events"], 0, "{:#?}", run.stderr);
-        assert!(!run.stderr.iter().any(|line| line.contains("WARN")), "{:#?}", run.stderr);
+        let skipped_all = (0..TRIES).all(|_| run_workloads(backend));
+        assert!(!skipped_all || !is_seldom_skipped(), "{backend}: skipped each time");
     }
+}
+
+/// Runs every workload under one trace and compares; returns whether the kernel skipped something.
+fn run_workloads(backend: &'static str) -> bool {
+    // Keeps records coming when nothing else listens.
+    let _keeper = Listener::new("127.0.0.1:0", 1);
+    let tracing = Tracing::start(backend, &["-i", "300ms"]);
+    let mut ran = Vec::new();
+    for &(name, workload, numbers) in WORKLOADS {
+        for &number in numbers {
+            let what = if numbers.len() > 1 { format!("{name} {number}") } else { name.into() };
+            let netns = Netns::new(&format!("exact-{}", ran.len()));
+            let began = Instant::now();
+            let result = netns.within(|| in_lab(backend, &tracing, workload, number));
+            // Past the test harness, which keeps what is printed to itself for minutes.
+            let seconds = began.elapsed().as_secs_f64();
+            writeln!(std::io::stderr(), "{backend}: {what}: {seconds:.1} s").expect("stderr");
+            ran.push((what, netns, result));
+        }
+    }
+    tracing.wait_interval();
+    let run = tracing.stop();
+    let mut failed = Vec::new();
+    for (what, _netns, result) in ran {
+        let outcome = result.map(|(inside, kernel, check)| {
+            let outcome = Outcome { what: what.clone(), backend, netns: inside, kernel, run: &run };
+            catch_unwind(AssertUnwindSafe(|| {
+                outcome.check();
+                check(&outcome);
+            }))
+        });
+        if !matches!(outcome, Ok(Ok(()))) {
+            failed.push(what);
+        }
+    }
+    assert!(failed.is_empty(), "{backend}: {failed:#?}\n{:#?}", run.stderr);
+    if skipped(backend, &run) {
+        return is_seldom_skipped();
+    }
+    assert_eq!(run.summary()["lost_events"], 0, "{:#?}", run.stderr);
+    assert!(!run.stderr.iter().any(|line| line.contains("WARN")), "{:#?}", run.stderr);
+    false
 }
 
 /// Runs a workload between two readings of the kernel's counters.

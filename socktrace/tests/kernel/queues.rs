@@ -37,12 +37,12 @@ fn a_burst_between_two_looks_is_in_the_peak() {
     const BURSTS: usize = 3;
     for backend in backends() {
         let listener = Listener::new("127.0.0.1:0", 16);
-        let tracing = Tracing::start(backend, &["-i", "2s"]);
+        let tracing = Tracing::start(backend, &["-i", "3s"]);
         for burst in 0..BURSTS {
-            // Right after an interval began, so that the burst is over long before it ends.
+            // Right after an interval began, so that the burst is over long before it ends: looking at it with `ss`
+            // takes a slow machine longer than making it.
             tracing.wait_interval();
             let clients = connect(listener.address, 60);
-            assert_eq!(ss_queue(listener.inode), (17, 16), "burst {burst}");
             // Those that were not let in would try again, into the place that accept() makes.
             drop(clients);
             assert_eq!(listener.drain(), 17, "burst {burst}");
