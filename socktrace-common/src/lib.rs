@@ -115,7 +115,7 @@ pub struct Cell {
 const _: () = assert!(size_of::<Cell>() == 320);
 
 /// Places in [`Cell::acceptors`].
-pub const ACCEPTORS: usize = 8;
+pub const ACCEPTORS: usize = 6;
 
 /// Where a process that accepts is noted. Workers of one server have neighbouring numbers; of two at one
 /// place the last is known, and the other one again when it accepts next.
@@ -174,7 +174,9 @@ pub mod count {
     /// EAGAIN instead.
     pub const CONNECTS_WAITED: usize = 28;
     pub const CONNECTS_REFUSED: usize = 29;
-    pub const COUNT: usize = 30;
+    /// SYNs that came again while their request was half-open; in [`SYNS`] too.
+    pub const SYNS_AGAIN: usize = 30;
+    pub const COUNT: usize = 31;
 }
 
 /// How long connections took, by [`bucket`]. Shared by all CPUs, added to atomically.

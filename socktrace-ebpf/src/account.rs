@@ -472,6 +472,7 @@ fn ack(cell: &mut Cell, before: &Mib, after: &Mib, has: u32, about: About) {
     // Which the kernel answers without making another request of it.
     if has & HAS_SYN != 0 {
         counts[count::SYNS] += 1;
+        counts[count::SYNS_AGAIN] += 1;
         events::segment(kind::SYN, index, skb, 0);
     }
     if drops != 0 {

@@ -1,6 +1,7 @@
-//! What was typed. No I/O.
+//! What was typed, and what it means.
 
 use std::{
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -8,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    bpf::{Backend, LONGEST_COMM, Wanted},
+    bpf::{Backend, LONGEST_COMM, Room, Wanted},
     error::{Error, Result},
     event::Kind,
     filter::{Filter, Ports},
@@ -47,6 +48,9 @@ pub enum Verb {
     List(ListArgs),
     /// The stream: one line an event in the life of sockets, listeners and connections
     Events(EventsArgs),
+    /// Watches for a while, then says in words which listener lost or delayed connections, why, and what to
+    /// change
+    Diagnose(DiagnoseArgs),
     /// What this kernel, this user and this build allow
     Check(CheckArgs),
 }
@@ -123,7 +127,7 @@ impl EventsArgs {
         };
         let all = kinds.iter().fold(0, |bits, kind| bits | kind.bit());
         // A socket has no port when it is made. The story waits for the bind that names it.
-        let portless = !self.view.port.is_empty() && !self.lifecycle;
+        let portless = !self.view.filter.port.is_empty() && !self.lifecycle;
         if portless { all & !Kind::Socket.bit() } else { all }
     }
 
@@ -147,24 +151,72 @@ impl EventsArgs {
             cgroup: cgroup
                 .map(|path| host::cgroup_directory(Path::new("/sys"), path))
                 .transpose()?,
+            room: Room::All,
         })
     }
 }
 
-/// Flags of every verb that traces.
+/// How to trace.
+#[derive(Args, Debug, Default)]
+pub struct KernelArgs {
+    /// How to attach to the kernel; auto takes the first that works, in this order
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+
+    /// Room for this many listeners [default: twice as many as there are, and 2048 on up to 128 CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_listeners: Option<u32>,
+}
+
+/// Flags of the verbs that trace until they are told to stop.
 #[derive(Args, Debug, Default)]
 pub struct TraceArgs {
     /// Stop after this time
     #[arg(short, long, value_name = "DUR", value_parser = duration)]
     pub duration: Option<Duration>,
 
-    /// How to attach to the kernel; auto takes the first that works, in this order
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
-    pub backend: BackendArg,
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+}
 
-    /// Room for this many listeners [default: twice as many as there are, and 8192 on up to 128 CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub max_listeners: Option<u32>,
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit codes: 0 all is well, 10 there are findings, else as of every command."
+)]
+pub struct DiagnoseArgs {
+    /// json: the findings, each listener as it was over the whole time, and the summary
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// The same as -o json: one object a line
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub filter: FilterArgs,
+
+    /// Watch for this long; Ctrl-C ends it earlier
+    #[arg(short, long, value_name = "DUR", default_value = "10s", value_parser = duration)]
+    pub duration: Duration,
+
+    /// Time between two looks at the queues: rates and bursts are told apart by it
+    #[arg(short, long, value_name = "DUR", default_value = "100ms", value_parser = duration)]
+    pub interval: Duration,
+
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+
+    /// Mark findings by how bad they are
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+
+    /// Say more on stderr; twice: messages of the eBPF programs too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
 }
 
 #[derive(Args, Debug)]
@@ -187,16 +239,9 @@ pub struct CheckArgs {
     pub verbose: u8,
 }
 
-/// Flags common to the views.
+/// Which listeners.
 #[derive(Args, Debug, Default)]
-pub struct ViewArgs {
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
-
-    /// The same as -o json: one object a line
-    #[arg(long, conflicts_with = "output")]
-    pub json: bool,
-
+pub struct FilterArgs {
     /// Only listeners held by these processes
     #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
     pub pid: Vec<u32>,
@@ -228,6 +273,20 @@ pub struct ViewArgs {
     /// Only listeners held by a process of this name
     #[arg(long, value_name = "NAME")]
     pub comm: Option<String>,
+}
+
+/// Flags common to the views.
+#[derive(Args, Debug, Default)]
+pub struct ViewArgs {
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// The same as -o json: one object a line
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub filter: FilterArgs,
 
     /// Sort by this column [default: top: the fullest queue first; list: listener, by port]
     #[arg(long, value_name = "COLUMN",
@@ -265,6 +324,21 @@ pub enum Color {
     Auto,
     Always,
     Never,
+}
+
+impl Color {
+    /// Whether to use colours on standard output.
+    #[must_use]
+    pub fn on_stdout(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+                std::io::stdout().is_terminal() && !no_color
+            }
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -307,7 +381,9 @@ impl ViewArgs {
     pub fn output(&self) -> Output {
         if self.json { Output::Json } else { self.output }
     }
+}
 
+impl FilterArgs {
     pub fn filter(&self) -> Result<Filter> {
         let mut families = Vec::new();
         if self.ipv4 {
@@ -369,7 +445,8 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 
 /// What stands where a verb may stand.
 fn verb_or_duration(text: &str) -> std::result::Result<Duration, String> {
-    duration(text).map_err(|error| format!("{error}, nor a command (top, list, events, check)"))
+    duration(text)
+        .map_err(|error| format!("{error}, nor a command (top, list, events, diagnose, check)"))
 }
 
 #[cfg(test)]
@@ -399,8 +476,8 @@ mod tests {
             panic!("not top");
         };
         assert_eq!((top.interval(), top.count()), (Duration::from_millis(500), Some(3)));
-        assert_eq!(top.view.port.len(), 2);
-        assert_eq!(top.view.filter().unwrap().families.len(), 2);
+        assert_eq!(top.view.filter.port.len(), 2);
+        assert_eq!(top.view.filter.filter().unwrap().families.len(), 2);
         assert_eq!(parse("socktrace --json").top.view.output(), Output::Json);
     }
 

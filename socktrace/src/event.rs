@@ -20,7 +20,7 @@ use socktrace_common::{
 use crate::{
     bpf::Happened,
     engine::{address, bytes, comm, family, name},
-    model::{Backlog, Family, Listener, Owner, SocketKind, Transport},
+    model::{Backlog, Family, Id, Listener, Owner, SocketKind, Transport},
 };
 
 /// What happened, in the order in which a socket lives.
@@ -120,7 +120,7 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerName {
     /// `None` when it may have been another one at the same address.
-    pub id: Option<String>,
+    pub id: Option<Id>,
     pub family: Family,
     pub transport: Option<Transport>,
     pub address: Option<IpAddr>,
@@ -144,7 +144,7 @@ impl ListenerName {
 impl From<&Listener> for ListenerName {
     fn from(listener: &Listener) -> Self {
         Self {
-            id: Some(listener.id.to_string()),
+            id: Some(listener.id),
             family: listener.family,
             transport: listener.transport,
             address: listener.address,

@@ -1,6 +1,6 @@
 //! Which listeners the user asked for.
 
-use std::{ops::RangeInclusive, str::FromStr};
+use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr};
 
 use crate::model::{Family, Listener, Owner};
 
@@ -11,6 +11,18 @@ pub struct Ports(RangeInclusive<u16>);
 impl Ports {
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<> {
         self.0.clone()
+    }
+
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.contains(&port)
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.0.start(), self.0.end());
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
     }
 }
 
@@ -46,7 +58,7 @@ pub struct Filter {
 impl Filter {
     #[must_use]
     pub fn matches(&self, listener: &Listener) -> bool {
-        let port = || listener.port.is_some_and(|p| self.ports.iter().any(|r| r.0.contains(&p)));
+        let port = || listener.port.is_some_and(|p| self.ports.iter().any(|r| r.contains(p)));
         (self.ports.is_empty() || port())
             && self.place(listener.family, listener.netns)
             && self.holds(&listener.owners, listener.cgroup.as_deref())
@@ -68,6 +80,15 @@ impl Filter {
     #[must_use]
     pub fn process(&self, process: &Owner, cgroup: Option<&str>) -> bool {
         self.holds(std::slice::from_ref(process), cgroup)
+    }
+
+    /// Whether a connect to somewhere is of interest.
+    #[must_use]
+    pub fn wants_client(&self, (address, port): (IpAddr, u16), owner: Option<&Owner>) -> bool {
+        let family = if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+        (self.ports.is_empty() || self.ports.iter().any(|ports| ports.contains(port)))
+            && (self.families.is_empty() || self.families.contains(&family))
+            && (!self.by_process() || owner.is_some_and(|owner| self.process(owner, None)))
     }
 
     /// Whether the processes that hold a socket match.

@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod cli;
+pub mod diagnose;
 pub mod engine;
 pub mod error;
 pub mod event;

@@ -10,6 +10,9 @@ use socktrace::{
     verb,
 };
 
+/// `diagnose` has findings.
+const FOUND_SOMETHING: u8 = 10;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -24,6 +27,11 @@ fn main() -> ExitCode {
         Verb::List(args) => verb::list::run(&args),
         Verb::Events(args) => verb::events::run(&args),
         Verb::Check(args) => verb::check::run(&args),
+        Verb::Diagnose(args) => match verb::diagnose::run(&args) {
+            Ok(0) => Ok(()),
+            Ok(_) => return ExitCode::from(FOUND_SOMETHING),
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

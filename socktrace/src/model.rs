@@ -156,6 +156,8 @@ impl SynLimit {
 pub struct Totals {
     /// SYNs, repeated ones too.
     pub syns: Option<u64>,
+    /// SYNs that came again for a half-open request: its client has not seen the SYN-ACK.
+    pub syns_repeated: Option<u64>,
     /// SYNs that became a half-open request.
     pub requests_queued: Option<u64>,
     /// Connections that were put into the accept queue.

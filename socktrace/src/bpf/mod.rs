@@ -18,4 +18,4 @@ pub use log::drain as drain_log;
 pub use object::{Attempt, KernelBtf, Options};
 pub use ring::Happened;
 pub use tracer::{Counts, Lost, Netns, Tracer, Tracked};
-pub use wanted::{LONGEST_COMM, Wanted};
+pub use wanted::{LONGEST_COMM, Room, Wanted};

@@ -26,13 +26,22 @@ pub struct Wanted {
     pub comm: Option<Vec<u8>>,
     /// Directory of a control group of the unified hierarchy.
     pub cgroup: Option<PathBuf>,
+    /// How much of what happens between two looks into the ring buffer there is room for.
+    pub room: Room,
+}
+
+/// Size of the ring buffer.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Room {
+    /// At 200,000 events a second some 30 ms.
+    #[default]
+    All = 1 << 20,
+    /// Some 1,000 events: a flood costs no more than it takes to find it full.
+    Sample = 1 << 18,
 }
 
 /// Bits for all ports.
 const PORT_WORDS: u32 = 1 << 10;
-
-/// Room for events: at 200,000 a second some 30 ms.
-const RING_BYTES: u32 = 1 << 20;
 
 /// The kernel's longest name of a task, without the NUL behind it (`TASK_COMM_LEN`).
 pub const LONGEST_COMM: usize = 15;
@@ -47,6 +56,7 @@ pub(super) struct Globals {
     cgroup: u32,
     comm: [u64; 2],
     pid_room: u32,
+    ring: u32,
 }
 
 impl From<&Wanted> for Globals {
@@ -70,6 +80,7 @@ impl From<&Wanted> for Globals {
             cgroup: u32::from(wanted.cgroup.is_some()),
             comm: words.map(u64::from_ne_bytes),
             pid_room: u32::try_from(wanted.pids.len()).unwrap_or(u32::MAX).max(1),
+            ring: wanted.room as u32,
         }
     }
 }
@@ -87,7 +98,7 @@ impl Globals {
             .override_global("COMM_TAIL", &self.comm[1], true)
             .map_max_entries("PORT_FILTER", PORT_WORDS)
             .map_max_entries("PID_FILTER", self.pid_room)
-            .map_max_entries("EVENTS", RING_BYTES);
+            .map_max_entries("EVENTS", self.ring);
     }
 }
 

@@ -39,6 +39,16 @@ pub struct Now {
     pub monotonic_ns: u64,
 }
 
+impl Now {
+    /// When something happened by the monotonic clock, by the other one.
+    #[must_use]
+    pub fn time_of(&self, monotonic_ns: u64) -> SystemTime {
+        let ago = self.monotonic_ns.saturating_sub(monotonic_ns);
+        let ahead = monotonic_ns.saturating_sub(self.monotonic_ns);
+        self.time - Duration::from_nanos(ago) + Duration::from_nanos(ahead)
+    }
+}
+
 /// What an interval came to.
 #[derive(Debug, Default)]
 pub struct Interval {
@@ -168,6 +178,7 @@ fn totals(t: &Tracked) -> Totals {
     let count = |index| t.count(index);
     Totals {
         syns: count(count::SYNS),
+        syns_repeated: count(count::SYNS_AGAIN),
         requests_queued: count(count::QUEUED),
         established: count(count::ESTABLISHED),
         accepted: count(count::ACCEPTED),

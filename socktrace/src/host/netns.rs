@@ -51,6 +51,12 @@ pub(super) fn inode_at(path: &Path) -> Option<u32> {
     u32::try_from(std::fs::metadata(path).ok()?.ino()).ok()
 }
 
+/// The network namespace of this thread.
+#[must_use]
+pub fn own() -> Option<u32> {
+    inode_at(Path::new("/proc/thread-self/ns/net"))
+}
+
 /// Every network namespace that a process lives in or a name stands for, each once.
 #[must_use]
 pub fn reachable(proc: &Path) -> Vec<NetnsPath> {

@@ -1,15 +1,14 @@
 //! `socktrace events`: the stream.
 
 use std::{
-    collections::HashMap,
     io::Write as _,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use socktrace_common::{NOBODY, Slot};
+use socktrace_common::NOBODY;
 
 use super::{
+    names::Names,
     need_privileges, now,
     output::{Lines, Printer},
     resolve::Resolver,
@@ -18,14 +17,12 @@ use super::{
     watch::{Watch, WatchArgs},
 };
 use crate::{
-    bpf::{self, Happened, Lost, Tracked},
+    bpf::{self, Happened, Lost},
     cli::EventsArgs,
     engine::{self, Now},
     error::{Error, Result},
-    event::{self, Event, Kind, ListenerName, What},
+    event::{self, Event, Kind, What},
     filter::Filter,
-    host::Host,
-    model::{Owner, SynLimit},
     view::{self, column::by_address, story::Story, table::Style},
 };
 
@@ -49,7 +46,7 @@ pub fn run(args: &EventsArgs) -> Result<()> {
             "--kind lost: losses come with every other kind; name one".into(),
         ));
     }
-    if !args.view.port.is_empty() && args.kind.contains(&Kind::Socket) {
+    if !args.view.filter.port.is_empty() && args.kind.contains(&Kind::Socket) {
         return Err(Error::Usage(
             "--kind socket: a socket has no port yet that --port could choose".into(),
         ));
@@ -79,45 +76,11 @@ async fn trace(args: &EventsArgs, printer: Printer) -> Result<()> {
     stream.finish()
 }
 
-/// A listener that events may name.
-struct Known {
-    of: (u64, u64),
-    /// `None` when it could not be read.
-    name: Option<Arc<ListenerName>>,
-    /// The name has its cookie and its port or path: it stays as it is.
-    is_settled: bool,
-    /// `tcp_syncookies` and `tcp_max_syn_backlog` of its namespace.
-    cookies: (u32, u32),
-}
-
-impl Known {
-    fn new(t: &Tracked, host: &Host) -> Self {
-        let name = engine::named(t, host);
-        let has_place = name.port.is_some() || name.path.is_some();
-        Self {
-            of: identity(&t.slot),
-            is_settled: t.reading.cookie != 0 && has_place,
-            name: Some(Arc::new(name)),
-            cookies: cookies(t),
-        }
-    }
-}
-
-/// What tells one listener in a slot from the next: its address and when it began.
-fn identity(slot: &Slot) -> (u64, u64) {
-    (slot.sk, slot.opened_ns)
-}
-
-fn cookies(t: &Tracked) -> (u32, u32) {
-    (t.reading.syncookies, t.reading.max_syn_backlog)
-}
-
 struct Stream {
     watch: Watch,
     filter: Filter,
     resolver: Resolver,
-    /// Listeners by slot.
-    known: HashMap<u32, Known>,
+    names: Names,
     /// Read, but younger than the last look: a record of another CPU may still go before.
     pending: Vec<Happened>,
     story: Option<Story>,
@@ -135,9 +98,9 @@ impl Stream {
         let filter = printer.filter().clone();
         let json = printer.is_json();
         let watch = Watch::start(&WatchArgs {
-            backend: args.trace.backend,
-            max_listeners: args.trace.max_listeners,
+            kernel: &args.trace.kernel,
             events: Some(args.wanted(&filter)?),
+            samples: false,
             filter: &filter,
             quiet: args.view.quiet,
         })?;
@@ -146,7 +109,7 @@ impl Stream {
             watch,
             filter,
             resolver: Resolver::new(),
-            known: HashMap::new(),
+            names: Names::default(),
             pending: Vec::new(),
             story: (args.lifecycle && !json).then(Story::default),
             json,
@@ -162,7 +125,7 @@ impl Stream {
             stream.lines.write(0, |out| writeln!(out, "{header}"))?;
         }
         let tracked = stream.watch.named()?;
-        stream.learn(&tracked);
+        stream.names.learn(&mut stream.watch, &stream.filter, &tracked);
         stream.watch.announce();
         Ok(stream)
     }
@@ -197,12 +160,10 @@ impl Stream {
     }
 
     fn one(&mut self, happened: &Happened, now: Now) -> Result<()> {
-        let ago = now.monotonic_ns.saturating_sub(happened.event.time_ns);
-        let ahead = happened.event.time_ns.saturating_sub(now.monotonic_ns);
-        let time = now.time - Duration::from_nanos(ago) + Duration::from_nanos(ahead);
+        let time = now.time_of(happened.event.time_ns);
         let Some(mut event) = event::decode(happened, time) else { return Ok(()) };
         if happened.event.slot != NOBODY {
-            self.name(happened.event.slot, &mut event)?;
+            self.names.name(&mut self.watch, happened.event.slot, &mut event)?;
         }
         if event.kind == Kind::Close {
             let lost = self.lost_on_close(happened.event.slot)?;
@@ -235,39 +196,6 @@ impl Stream {
         })
     }
 
-    /// Names the listener in a slot, and the limit of its SYN queue.
-    fn name(&mut self, index: u32, event: &mut Event) -> Result<()> {
-        let Some(slot) = self.watch.tracer.slot(index) else { return Ok(()) };
-        let of = identity(&slot);
-        if self.known.get(&index).is_none_or(|known| known.of != of) {
-            let known = match self.watch.named_at(index)? {
-                Some(t) => Known::new(&t, &self.watch.host),
-                None => Known { of, name: None, is_settled: false, cookies: (0, 0) },
-            };
-            self.known.insert(index, known);
-        }
-        let known = self.known.get(&index).filter(|known| known.of == of);
-        let Some((known, name)) = known.and_then(|known| Some((known, known.name.as_ref()?)))
-        else {
-            return Ok(());
-        };
-        if slot.ambiguous != 0 {
-            // It may have been another one at the same address.
-            event.listener = Some(Arc::new(name.without_id()));
-            event.what.queues_mut().map(std::mem::take);
-            return Ok(());
-        }
-        event.listener = Some(Arc::clone(name));
-        if let Some(queues) = event.what.queues_mut()
-            && queues.syn_depth.is_some()
-        {
-            let (cookies, most) = known.cookies;
-            let limit = |limit| SynLimit::new(limit, cookies, most, None).limit;
-            queues.syn_limit = queues.accept_limit.map(limit);
-        }
-        Ok(())
-    }
-
     /// What a listener lost that has closed. Who may have taken over is looked for where connections can move.
     fn lost_on_close(&mut self, index: u32) -> Result<Option<u64>> {
         let Some(t) = self.watch.tracer.look_at(index)? else { return Ok(None) };
@@ -275,41 +203,12 @@ impl Stream {
         Ok(engine::lost(&t, &others))
     }
 
-    /// Keeps what events will say of these listeners, and says which of them are wanted where that depends on
-    /// the processes that hold them.
-    fn learn(&mut self, tracked: &[Tracked]) {
-        let host = &self.watch.host;
-        for t in tracked {
-            let settled = |known: &&mut Known| known.is_settled && known.of == identity(&t.slot);
-            match self.known.get_mut(&t.index).filter(settled) {
-                Some(known) => known.cookies = cookies(t),
-                None => {
-                    self.known.insert(t.index, Known::new(t, host));
-                }
-            }
-            if self.filter.by_process()
-                && let Some(name) = self.known.get(&t.index).and_then(|known| known.name.as_ref())
-            {
-                let mut holders = host.owners.of(t.reading.inode).iter();
-                let cgroup = |owner: &Owner| host.owners.process(owner.pid)?.cgroup.as_deref();
-                if holders.any(|owner| self.filter.process(owner, cgroup(owner))) {
-                    self.watch.tracer.want(t.index, self.filter.place(name.family, name.netns));
-                } else if t.slot.opened_ns == 0 {
-                    self.watch.tracer.want(t.index, false);
-                }
-            }
-        }
-    }
-
     fn interval(&mut self) -> Result<()> {
         // Everything that names a slot goes before the slot is given up.
         self.drain(now(), BATCH)?;
         let (_, tracked) = self.watch.interval()?;
-        self.learn(&tracked);
-        self.known.retain(|&index, known| {
-            let slot = self.watch.tracer.slot(index);
-            slot.is_some_and(|slot| identity(&slot) == known.of)
-        });
+        self.names.learn(&mut self.watch, &self.filter, &tracked);
+        self.names.forget(&self.watch);
         self.tell_losses()
     }
 

@@ -1,8 +1,10 @@
 //! One module a verb, and what they share.
 
 pub mod check;
+pub mod diagnose;
 pub mod events;
 pub mod list;
+mod names;
 mod output;
 mod resolve;
 mod runtime;

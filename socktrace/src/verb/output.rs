@@ -1,7 +1,7 @@
 //! Listeners to stdout, in the form that was asked for.
 
 use std::{
-    io::{self, BufWriter, IsTerminal as _, Stdout, Write as _},
+    io::{self, BufWriter, Stdout, Write as _},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    cli::{Color, Output, ViewArgs},
+    cli::{Output, ViewArgs},
     error::{Error, Result},
     filter::Filter,
     model::Listener,
@@ -36,27 +36,22 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(args: &ViewArgs, order: Order) -> Result<Self> {
-        let stdout = io::stdout();
-        let color = match args.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => {
-                let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-                stdout.is_terminal() && !no_color
-            }
-        };
         let order = args
             .sort
             .as_ref()
             .and_then(|key| COLUMNS.iter().find(|column| column.key == key))
             .map_or(order, |column| column.order);
         let output = args.output();
-        let style = Style { wide: output == Output::Wide, header: !args.no_header, color };
+        let style = Style {
+            wide: output == Output::Wide,
+            header: !args.no_header,
+            color: args.color.on_stdout(),
+        };
         Ok(Self {
-            out: BufWriter::with_capacity(BATCH_SIZE, stdout),
+            out: BufWriter::with_capacity(BATCH_SIZE, io::stdout()),
             output,
             style,
-            filter: args.filter()?,
+            filter: args.filter.filter()?,
             order,
         })
     }

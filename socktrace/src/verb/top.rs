@@ -24,9 +24,9 @@ pub fn run(args: &TopArgs) -> Result<()> {
 async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut watch = Watch::start(&WatchArgs {
-        backend: args.trace.backend,
-        max_listeners: args.trace.max_listeners,
+        kernel: &args.trace.kernel,
         events: None,
+        samples: false,
         filter: printer.filter(),
         quiet: args.view.quiet,
     })?;

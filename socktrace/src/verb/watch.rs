@@ -9,7 +9,7 @@ use std::{
 use super::{give_cookies, limits, now, options, proc, say};
 use crate::{
     bpf::{self, KernelBtf, Lost, Tracer, Wanted},
-    cli::BackendArg,
+    cli::KernelArgs,
     engine::{Engine, Interval, Now},
     error::Result,
     filter::{Filter, Ports},
@@ -33,9 +33,10 @@ const NAMES_ADVANCE: Duration = Duration::from_secs(1);
 
 /// What was asked for.
 pub(super) struct WatchArgs<'a> {
-    pub(super) backend: BackendArg,
-    pub(super) max_listeners: Option<u32>,
+    pub(super) kernel: &'a KernelArgs,
     pub(super) events: Option<Wanted>,
+    /// Events that found no room are no loss: a sample of them will do.
+    pub(super) samples: bool,
     pub(super) filter: &'a Filter,
     pub(super) quiet: bool,
 }
@@ -59,6 +60,7 @@ pub(super) struct Watch {
     /// Inodes of sockets that no process holds, forgotten likewise.
     unowned: HashSet<u64>,
     quiet: bool,
+    samples: bool,
     started: Instant,
     /// When the running interval began.
     pub(super) since: Instant,
@@ -73,9 +75,9 @@ impl Watch {
     pub(super) fn start(args: &WatchArgs<'_>) -> Result<Self> {
         let kernel = KernelBtf::read()?;
         let listeners = count_listeners();
-        let mut options = options(listeners, args.max_listeners)?;
+        let mut options = options(listeners, args.kernel.max_listeners)?;
         options.events.clone_from(&args.events);
-        let mut tracer = Tracer::start(&kernel, &options, args.backend.candidates())?;
+        let mut tracer = Tracer::start(&kernel, &options, args.kernel.backend.candidates())?;
         let blind = tracer.backend().map_or(&[][..], bpf::Backend::blind_to);
         let blind = blind.iter().map(|(what, why)| (*what, *why));
         for (what, why) in
@@ -115,6 +117,7 @@ impl Watch {
             unowned: HashSet::new(),
             naming: Duration::ZERO,
             quiet: args.quiet,
+            samples: args.samples,
             started: Instant::now(),
             since: Instant::now(),
             lost: Lost::default(),
@@ -270,8 +273,10 @@ impl Watch {
             self.host.netns = host::reachable(proc());
             self.untracked.extend(self.host.netns.iter().map(|netns| netns.inode));
         }
-        let others = lost.total() - lost.no_slot;
-        let before = self.lost.total() - self.lost.no_slot;
+        let others = |lost: &Lost| {
+            lost.total() - lost.no_slot - if self.samples { lost.ring_full } else { 0 }
+        };
+        let (others, before) = (others(&lost), others(&self.lost));
         if others > before {
             log::warn!("{} events were lost: {lost:?}", others - before);
         }

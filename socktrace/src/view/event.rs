@@ -33,7 +33,7 @@ pub fn write(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
         Some(name) => match name.json.get() {
             Some(json) => out.extend_from_slice(json.as_bytes()),
             None => {
-                let json = serde_json::to_string(&ListenerRecord::from(name))?;
+                let json = serde_json::to_string(&ShortListener::from(name))?;
                 out.extend_from_slice(name.json.get_or_init(|| json).as_bytes());
             }
         },
@@ -59,8 +59,8 @@ fn put(out: &mut Vec<u8>, key: &str, value: &impl Serialize) -> io::Result<()> {
 }
 
 #[derive(Serialize)]
-struct ListenerRecord<'a> {
-    id: Option<&'a str>,
+pub(super) struct ShortListener<'a> {
+    id: Option<String>,
     family: &'static str,
     transport: Option<&'static str>,
     address: Option<IpAddr>,
@@ -211,10 +211,10 @@ fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl<'a> From<&'a ListenerName> for ListenerRecord<'a> {
+impl<'a> From<&'a ListenerName> for ShortListener<'a> {
     fn from(name: &'a ListenerName) -> Self {
         Self {
-            id: name.id.as_deref(),
+            id: name.id.map(|id| id.to_string()),
             family: json::family(name.family),
             transport: name.transport.map(json::transport),
             address: name.address,

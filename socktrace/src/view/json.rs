@@ -246,6 +246,9 @@ pub struct Summary {
     pub duration_ms: u64,
     pub events: u64,
     pub lost_events: u64,
+    /// Of `diagnose`: how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub findings: Option<usize>,
     pub reconciliation: Vec<Reconciliation>,
 }
 
@@ -280,6 +283,7 @@ impl Summary {
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             events,
             lost_events,
+            findings: None,
             reconciliation,
         }
     }
@@ -364,7 +368,7 @@ mod tests {
                 "syn_queue": {"depth": 0, "young": 0, "limit": 128, "limit_rule": "backlog",
                               "peak": 9, "capacity": 129},
                 "totals": {
-                    "syns": 500, "requests_queued": 371, "established": 371, "accepted": 368,
+                    "syns": 500, "syns_repeated": 0, "requests_queued": 371, "established": 371, "accepted": 368,
                     "synack_retransmits": 0, "cookies_sent": 0, "cookies_accepted": 0,
                     "cookies_failed": 0, "cookies_overflowed": 0,
                     "drops": {"accept_queue_full_on_syn": 129, "accept_queue_full_on_ack": 0,

@@ -2,6 +2,7 @@
 
 pub mod column;
 pub mod event;
+pub mod finding;
 pub mod json;
 pub mod story;
 pub mod table;
@@ -85,6 +86,7 @@ pub(crate) fn sample() -> crate::model::Listener {
         syn_rule: Some(SynRule::Backlog),
         totals: Totals {
             syns: Some(500),
+            syns_repeated: Some(0),
             requests_queued: Some(371),
             established: Some(371),
             accepted: Some(368),

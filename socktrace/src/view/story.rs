@@ -145,7 +145,8 @@ impl Story {
         };
         let mut lines = self.call(event, step);
         // From now on its events name the listener.
-        if let Some(id) = event.listener.as_ref().and_then(|listener| listener.id.clone())
+        if let Some(id) =
+            event.listener.as_ref().and_then(|listener| Some(listener.id?.to_string()))
             && let Some(key) = key(event)
             && let Some(name) = self.by_inode.insert(key, id.clone())
             && let Some(life) = self.lives.remove(&name)
@@ -161,7 +162,7 @@ impl Story {
     /// What happens to a listener: the first of each kind is a step, the others are counted.
     fn listener(&mut self, event: &Event) -> Vec<String> {
         let Some(listener) = &event.listener else { return Vec::new() };
-        let name = listener.id.clone().unwrap_or_else(|| listener.endpoint.clone());
+        let name = listener.id.map_or_else(|| listener.endpoint.clone(), |id| id.to_string());
         let mut lines = Vec::new();
         if !self.lives.contains_key(&name) {
             self.make_room(&mut lines);

@@ -1,0 +1,105 @@
+//! Nobody listens where clients, or the user, look.
+
+use super::{Look, Rule, count};
+use crate::{
+    diagnose::{Confidence, Diagnosis, Finding, Remedy, Severity},
+    filter::Filter,
+};
+
+pub(super) const RULE: Rule = Rule {
+    id: "port_not_listening",
+    about: "nobody listens at a port that was asked for, or that a local client connects to",
+    facts: &[],
+    look: Look::Host(look),
+};
+
+fn look(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut asked = Vec::new();
+    for ports in filter.ports.iter().filter(|ports| !diagnosis.has_listener(ports)) {
+        asked.push(ports.clone());
+        let refused: u64 = diagnosis
+            .clients
+            .refused
+            .values()
+            .filter(|(to, _)| to.port.is_some_and(|port| ports.contains(port)))
+            .map(|(_, refused)| refused.count)
+            .sum();
+        let clients = if refused > 0 {
+            format!(" ({} of this machine refused)", count(refused, "connect", "connects"))
+        } else {
+            String::new()
+        };
+        let summary = format!("nobody listened at port {ports}{clients}");
+        found.push(
+            finding(
+                Severity::Critical,
+                summary,
+                "Clients get a reset (ECONNREFUSED) at once; no queue is involved.",
+            )
+            .measured("port", ports.to_string())
+            .measured("connects_refused", refused),
+        );
+    }
+    for ((netns, place), (to, refused)) in &diagnosis.clients.refused {
+        if to.port.is_some_and(|port| asked.iter().any(|ports| ports.contains(port))) {
+            continue;
+        }
+        let who = refused
+            .caller
+            .as_ref()
+            .map_or_else(String::new, |c| format!(" by {}/{}", c.comm, c.pid));
+        let others: Vec<String> = diagnosis
+            .cases()
+            .filter(|case| {
+                case.last.port.is_some() && case.last.port == to.port && case.last.netns == *netns
+            })
+            .map(|case| format!("{} ({})", case.last.endpoint(), case.owner()))
+            .collect();
+        let cause = if others.is_empty() {
+            "Nobody listens there, so the kernel refuses at once (ECONNREFUSED); no queue is involved.".to_owned()
+        } else {
+            format!(
+                "Somebody listens at that port, but at another address: {}. The kernel refuses at once; no queue is \
+                 involved.",
+                others.join(", ")
+            )
+        };
+        let summary =
+            format!("{} to {place}{who} refused", count(refused.count, "connect", "connects"));
+        found.push(
+            finding(Severity::Warning, summary, &cause)
+                .measured("netns", *netns)
+                .measured("destination", place.as_str())
+                .measured("connects_refused", refused.count),
+        );
+    }
+    found
+}
+
+fn finding(severity: Severity, summary: String, cause: &str) -> Finding {
+    Finding::new(RULE.id, severity, Confidence::Certain).says(summary, cause).advises(Remedy::text(
+        "Start the service, or look why it ended (`systemctl status`, its log); `socktrace list` shows who listens \
+         where, `socktrace events --kind bind,listen` why it fails to.",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnose::sample::{diagnosis, with};
+
+    #[test]
+    fn a_port_that_was_asked_for_has_to_have_a_listener() {
+        let check = |ports: &str, expect: &[&str]| {
+            let filter = Filter { ports: vec![ports.parse().unwrap()], ..Filter::default() };
+            let found = diagnosis(vec![with(16, |_| {})]).findings(&filter);
+            let summaries: Vec<&str> = found.iter().map(|f| f.summary.as_str()).collect();
+            assert_eq!(summaries, expect);
+        };
+        check("8080", &[]);
+        check("8000-9000", &[]);
+        check("81", &["nobody listened at port 81"]);
+        check("81-82", &["nobody listened at port 81-82"]);
+    }
+}

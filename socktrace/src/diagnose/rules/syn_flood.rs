@@ -1,0 +1,142 @@
+//! Many SYNs, hardly any handshake comes to an end.
+
+use super::{
+    Look, Rule, rate,
+    syn_queue_full::{FACTS, Handshakes, limit, sources, without_room},
+};
+use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
+
+/// One prefix that sends this part of all is worth a rule of its own.
+const LOUD_PERCENT: u64 = 50;
+/// With fewer handshakes it may be anything.
+const MANY: u64 = 100;
+
+pub(super) const RULE: Rule = Rule {
+    id: "syn_flood",
+    about: "a SYN flood filled the SYN queue: many SYNs, few handshakes that come to an end",
+    facts: FACTS,
+    look: Look::Listener(look),
+};
+
+fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
+    let handshakes = Handshakes::of(case);
+    if !handshakes.was_full() || !handshakes.mostly_unfinished() {
+        return None;
+    }
+    let syns = case.last.totals.syns.unwrap_or(0);
+    let a_second = syns as f64 / case.watched.as_secs_f64().max(f64::MIN_POSITIVE);
+    let summary = format!(
+        "a flood of SYNs: {} a second came, and {} connections. The SYN queue was full: {}",
+        rate(a_second),
+        match handshakes.completed {
+            0 => "no".to_owned(),
+            completed => format!("{completed}"),
+        },
+        without_room(handshakes, case)
+    );
+    let (addresses, more) = case.sources.addresses();
+    let top = case.sources.top(3);
+    let from: Vec<String> =
+        top.iter().map(|(prefix, packets)| format!("{prefix} ({packets})")).collect();
+    let from = if from.is_empty() {
+        "Their senders were not seen.".to_owned()
+    } else {
+        format!(
+            "The {} senders that were seen{} are of {}.",
+            addresses,
+            if more { " (there may be more)" } else { "" },
+            from.join(", ")
+        )
+    };
+    let cause = format!(
+        "Their senders do not answer the SYN-ACK, as forged ones do not. {from} {}",
+        limit(case, diagnosis)
+    );
+    let lost = handshakes.dropped > 0;
+    let severity = if lost { Severity::Critical } else { Severity::Warning };
+    let confidence = if handshakes.unfinished + handshakes.dropped >= MANY {
+        Confidence::Likely
+    } else {
+        Confidence::Possible
+    };
+    let finding = Finding::new(RULE.id, severity, confidence)
+        .says(summary, cause)
+        .advises(remedy(case, diagnosis));
+    Some(sources(finding, case))
+}
+
+fn remedy(case: &Case, diagnosis: &Diagnosis) -> Remedy {
+    let settings = diagnosis.settings(case);
+    let mut remedy = Remedy::default();
+    if settings.syncookies == Some(0) {
+        remedy.text =
+            "Turn SYN cookies on: they answer without keeping anything, so real clients get in. "
+                .into();
+        remedy.commands.push(settings.sysctl("net.ipv4.tcp_syncookies", 1));
+    }
+    let loud = case
+        .sources
+        .top(1)
+        .into_iter()
+        .find(|&(_, packets)| packets * 100 >= case.sources.total() * LOUD_PERCENT);
+    match loud {
+        Some((prefix, _)) => {
+            let six = if prefix.is_ipv6() { "-6 " } else { "" };
+            remedy.text.push_str(&format!(
+                "Most come from {prefix}: drop what comes from there before TCP sees it, here or better further \
+                 upstream."
+            ));
+            remedy.commands.push(format!("{}ip {six}rule add from {prefix} blackhole", settings.enter));
+        }
+        None => remedy.text.push_str(
+            "They come from everywhere, so filtering by source will not do: cookies are what keeps the service \
+             up. A larger backlog does not help against a flood.",
+        ),
+    }
+    remedy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        diagnose::sample::{diagnosis, finding, with},
+        event::End,
+    };
+
+    fn flooded(from: impl Fn(u32) -> std::net::Ipv4Addr) -> Case {
+        let mut case = with(8, |l| {
+            (l.syn.depth, l.syn_young, l.syn.peak) = (Some(9), Some(0), Some(9));
+            l.totals.syns = Some(1000);
+            l.totals.drops.syn_queue_full = Some(991);
+        });
+        for i in 0..991 {
+            let address = Some(from(i).into());
+            case.sources.add(&End { address, port: Some(1), path: None });
+        }
+        case
+    }
+
+    #[test]
+    fn a_loud_prefix_is_filtered_and_a_spread_flood_is_not() {
+        let found = finding(flooded(|i| (0xc633_6400 + i % 200).into()));
+        assert_eq!((found.rule, found.severity), ("syn_flood", Severity::Critical));
+        assert_eq!(found.remedy.commands, ["ip rule add from 198.51.100.0/24 blackhole"]);
+        let found = finding(flooded(|i| (0x0a00_0000 + (i << 8)).into()));
+        assert!(found.remedy.commands.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn cookies_are_turned_on_where_they_are_off() {
+        let mut diagnosis = diagnosis(vec![flooded(|i| (0x0a00_0000 + (i << 8)).into())]);
+        for settings in diagnosis.settings.values_mut() {
+            settings.syncookies = Some(0);
+            settings.enter = "nsenter -t 7 -n ".into();
+        }
+        let found = diagnosis.findings(&crate::filter::Filter::default());
+        assert_eq!(
+            found[0].remedy.commands,
+            ["nsenter -t 7 -n sysctl -w net.ipv4.tcp_syncookies=1"]
+        );
+    }
+}
