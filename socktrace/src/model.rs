@@ -280,6 +280,8 @@ pub struct Listener {
     pub last_accept_age: Option<Duration>,
     /// How long the connection at the head of the accept queue has waited; `None` when none waits.
     pub oldest_wait: Option<Duration>,
+    /// Since when, by CLOCK_MONOTONIC in nanoseconds: tells one head of the queue from the next.
+    pub oldest_since: Option<u64>,
     /// It left LISTEN during this interval; this is its last record.
     pub closed: bool,
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod lab;
 mod setup;
 mod sh;
 mod test;
@@ -34,6 +35,8 @@ enum Verb {
     Test(test::TestArgs),
     /// Boots kernels of the matrix and runs the root tests, or a command given after `--`, inside
     Vm(vm::VmArgs),
+    /// Builds a situation with real servers and shows what `socktrace diagnose` makes of it
+    Lab(lab::LabArgs),
     /// Measures what tracing costs, and what other tools cost; the table goes to stdout
     Bench(bench::BenchArgs),
     /// Lists how many instructions each kernel's verifier looks at, for docs/VERIFIER.md
@@ -80,6 +83,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Test(args) => test::all(&args)?,
         Verb::Vm(args) => vm::run(&args)?,
+        Verb::Lab(args) => lab::run(&args)?,
         Verb::Bench(args) => bench::run(&args)?,
         Verb::Verifier => verifier::run()?,
     }

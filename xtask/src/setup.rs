@@ -50,10 +50,17 @@ pub(crate) const PYTHON: &str = "/usr/bin/python3";
 /// What the root tests watch; each is a package, and a service of that name.
 pub(crate) const SERVERS: &[&str] = &["nginx", "haproxy", "redis-server"];
 
-/// What the root tests need: servers to watch.
+/// What puts load on them.
+pub(crate) const CLIENTS: &[&str] = &["wrk"];
+
+/// What the root tests need: servers to watch, and their clients.
 pub(crate) fn servers() -> Result<()> {
     if !Path::new(PYTHON).exists() {
         apt_install(&["python3-minimal"])?;
+    }
+    let missing: Vec<&str> = CLIENTS.iter().copied().filter(|name| !exists(name)).collect();
+    if !missing.is_empty() {
+        apt_install(&missing)?;
     }
     let missing: Vec<&str> = SERVERS.iter().copied().filter(|name| !exists(name)).collect();
     if missing.is_empty() {

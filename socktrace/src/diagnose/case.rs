@@ -117,8 +117,11 @@ impl Case {
         self.accepted += accepted.unwrap_or(0);
 
         let waited = now.accept.depth > Some(0) && self.last.accept.depth > Some(0);
-        let none_accepted = accepted.map_or_else(|| same_head(&self.last, &now, time), |n| n == 0);
-        self.idle = if waited && none_accepted { self.idle + time } else { Duration::ZERO };
+        self.idle = if waited && none_accepted(&self.last, &now) {
+            self.idle + time
+        } else {
+            Duration::ZERO
+        };
         self.longest_idle = self.longest_idle.max(self.idle);
 
         if now.accept.was_full() || lost > 0 {
@@ -252,11 +255,16 @@ fn accepted(before: &Listener, now: &Listener) -> Option<u64> {
     Some((entered + u64::from(was)).saturating_sub(is.into()))
 }
 
-/// Whether the connection at the head of the queue is still the one of an interval ago: it has waited that
-/// much longer.
-fn same_head(before: &Listener, now: &Listener, time: Duration) -> bool {
-    let (Some(was), Some(is)) = (before.oldest_wait, now.oldest_wait) else { return false };
-    is.saturating_sub(was) >= time.mul_f64(0.9)
+/// Whether nothing was accepted between two records, by what tells it best: a count of accepts, the head of the
+/// queue that stayed, or what entered and what is left.
+fn none_accepted(before: &Listener, now: &Listener) -> bool {
+    if now.totals.accepted.is_some() {
+        return accepted(before, now) == Some(0);
+    }
+    match (before.oldest_since, now.oldest_since) {
+        (Some(was), Some(is)) => was == is,
+        _ => accepted(before, now) == Some(0),
+    }
 }
 
 #[cfg(test)]

@@ -332,6 +332,7 @@ fn listener(
         handshake: t.handshake,
         last_accept_age: age(now, t.accepted_ns),
         oldest_wait: if t.closed() { None } else { age(now, r.oldest_ns) },
+        oldest_since: (!t.closed() && r.oldest_ns != 0).then_some(r.oldest_ns),
         closed: t.closed(),
     }
 }

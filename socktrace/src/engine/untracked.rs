@@ -94,6 +94,7 @@ fn unknown(now: Now, netns: u32, inode: u64, uid: Option<u32>, owners: &Owners) 
         handshake: None,
         last_accept_age: None,
         oldest_wait: None,
+        oldest_since: None,
         closed: false,
     }
 }

@@ -125,6 +125,7 @@ pub(crate) fn sample() -> crate::model::Listener {
         handshake: None,
         last_accept_age: Some(Duration::from_millis(12)),
         oldest_wait: None,
+        oldest_since: None,
         closed: false,
     }
 }

@@ -19,7 +19,10 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    lab::{Kind, Listener, Netns, connect, connected, many_files, netns, ss_half_open, ss_queue},
+    lab::{
+        Counters, Kind, Listener, Netns, connect, connected, counters, many_files, netns,
+        ss_half_open, ss_queue,
+    },
     run::{Finished, Tracing, backends},
     wire::{ACK, BROADCAST4, RST, Reply, SERVER4, SERVER6, SYN, Wire},
 };
@@ -56,8 +59,6 @@ const UNKNOWN_TO_TRACEPOINTS: [&str; 8] = [
     "migrated_in",
 ];
 
-type Counters = BTreeMap<String, u64>;
-
 /// Whether the kernel skipped runs of a tracepoint's program, so that what it counted is unknown: a packet came
 /// on the CPU while the program ran there for a task. Nothing else may have been lost.
 fn skipped(backend: &str, run: &Finished) -> bool {
@@ -77,24 +78,6 @@ fn is_seldom_skipped() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
     major < Some(7)
-}
-
-/// What the kernel counted in this thread's namespace.
-fn counters() -> Counters {
-    let mut counters = Counters::new();
-    for file in ["netstat", "snmp"] {
-        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect(file);
-        let lines: Vec<&str> = text.lines().collect();
-        for pair in lines.chunks(2) {
-            let names = pair[0].split(' ').skip(1);
-            let values = pair[1].split(' ').skip(1);
-            counters.extend(names.zip(values).map(|(name, value)| {
-                // "-1": no limit to the number of connections.
-                (name.to_owned(), value.parse().unwrap_or(0))
-            }));
-        }
-    }
-    counters
 }
 
 /// A namespace with a client on a wire, in which a trace runs.

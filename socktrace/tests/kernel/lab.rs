@@ -1,6 +1,7 @@
 //! Sockets, namespaces and what `ss` says of them.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     net::SocketAddr,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
@@ -232,4 +233,25 @@ pub(crate) fn ss_queue(inode: u64) -> (u64, u64) {
 /// How many half-open connections `ss` shows for a local port.
 pub(crate) fn ss_half_open(port: u16) -> usize {
     ss(&format!("-Hnt state syn-recv sport = :{port}")).len()
+}
+
+/// The kernel's counters of a namespace, by name.
+pub(crate) type Counters = BTreeMap<String, u64>;
+
+/// What the kernel counted in this thread's namespace.
+pub(crate) fn counters() -> Counters {
+    let mut counters = Counters::new();
+    for file in ["netstat", "snmp"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect(file);
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.chunks(2) {
+            let names = pair[0].split(' ').skip(1);
+            let values = pair[1].split(' ').skip(1);
+            counters.extend(names.zip(values).map(|(name, value)| {
+                // "-1": no limit to the number of connections.
+                (name.to_owned(), value.parse().unwrap_or(0))
+            }));
+        }
+    }
+    counters
 }

@@ -6,12 +6,14 @@
 #![cfg(target_os = "linux")]
 
 mod calls;
+mod diagnose;
 mod events;
 mod exact;
 mod lab;
 mod listeners;
 mod manners;
 mod owners;
+mod process;
 mod queues;
 mod run;
 mod unix;

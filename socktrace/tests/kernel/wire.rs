@@ -90,6 +90,15 @@ impl Wire {
         self.send_with(from, to, flags, sequence, 0, b"");
     }
 
+    /// Sends a SYN from an address of its own.
+    pub(crate) fn syn_from(&mut self, client: Ipv4Addr, port: u16, to: SocketAddr) {
+        let IpAddr::V4(server) = to.ip() else { panic!("IPv4 only") };
+        let pseudo = [&client.octets()[..], &server.octets(), &[0, 6, 0, 20]].concat();
+        let tcp = segment(&pseudo, (port, to.port()), SYN, (1000, 0), b"");
+        let packet = [ipv4(client, server, 6, 40), tcp].concat();
+        self.tun.write_all(&packet).expect("a packet into the TUN device");
+    }
+
     /// Sends one segment from a client's port.
     pub(crate) fn send_with(
         &mut self,
@@ -107,7 +116,7 @@ impl Wire {
         let packet = match to.ip() {
             IpAddr::V4(server) => {
                 let pseudo = [&CLIENT4.octets()[..], &server.octets(), &[0, 6, 0, length]].concat();
-                [ipv4(server, 6, 20 + length), tcp(&pseudo)].concat()
+                [ipv4(CLIENT4, server, 6, 20 + length), tcp(&pseudo)].concat()
             }
             IpAddr::V6(server) => {
                 let pseudo =
@@ -152,7 +161,7 @@ impl Wire {
         let sum = checksum(&icmp).to_be_bytes();
         icmp[2..4].copy_from_slice(&sum);
         let length = u8::try_from(20 + icmp.len()).expect("a short packet");
-        let packet = [ipv4(server, 1, length), icmp].concat();
+        let packet = [ipv4(CLIENT4, server, 1, length), icmp].concat();
         self.tun.write_all(&packet).expect("a packet into the TUN device");
     }
 
@@ -210,9 +219,9 @@ impl Wire {
 }
 
 /// The header of a packet from the client.
-fn ipv4(server: Ipv4Addr, protocol: u8, length: u8) -> Vec<u8> {
+fn ipv4(client: Ipv4Addr, server: Ipv4Addr, protocol: u8, length: u8) -> Vec<u8> {
     let mut header = vec![0x45, 0, 0, length, 0, 0, 0x40, 0, 64, protocol, 0, 0];
-    header.extend(CLIENT4.octets());
+    header.extend(client.octets());
     header.extend(server.octets());
     let sum = checksum(&header).to_be_bytes();
     header[10..12].copy_from_slice(&sum);

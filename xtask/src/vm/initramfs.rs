@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::kernels::{Files, Kernel};
 use crate::{
-    setup::{PYTHON, SERVERS},
+    setup::{CLIENTS, PYTHON, SERVERS},
     sh::{command, output, run, target, which},
 };
 
@@ -81,7 +81,7 @@ pub(super) fn make(
         copy(from, &tree.join(path))?;
     }
     with_libraries(&which("ss").context("ss is not installed")?, "bin/ss", &tree)?;
-    for name in SERVERS {
+    for name in SERVERS.iter().chain(CLIENTS) {
         let program = which(name).with_context(|| format!("{name} is not installed"))?;
         with_libraries(&program, inside(&program), &tree)?;
     }

@@ -91,6 +91,13 @@ pub(crate) fn shell(kernel: &Kernel, command: &str) -> Result<Vec<String>> {
     one(kernel, &files, &initramfs, Timing::Wall)
 }
 
+/// One root test on a kernel, in an environment, shown as it runs.
+pub(crate) fn show(kernel: &'static Kernel, variable: &str, test: &[&str]) -> Result<()> {
+    setup::machines()?;
+    let words = ["env", variable, "/bin/kernel-tests"].into_iter().chain(test.iter().copied());
+    on(&[kernel], &words.map(str::to_owned).collect::<Vec<_>>(), Timing::Wall)
+}
+
 /// The root tests on every kernel of the matrix.
 pub(crate) fn matrix() -> Result<()> {
     let kernels: Vec<&Kernel> = kernels::MATRIX.iter().collect();

@@ -83,10 +83,11 @@ fn remedy(case: &Case, diagnosis: &Diagnosis) -> Remedy {
         Some((prefix, _)) => {
             let six = if prefix.is_ipv6() { "-6 " } else { "" };
             remedy.text.push_str(&format!(
-                "Most come from {prefix}: drop what comes from there before TCP sees it, here or better further \
-                 upstream."
+                "Most come from {prefix}. Filter them upstream, or give them no way back: without a route their \
+                 SYNs take no room (the kernel still counts them as drops, of another cause). Real clients of that \
+                 prefix are shut out too."
             ));
-            remedy.commands.push(format!("{}ip {six}rule add from {prefix} blackhole", settings.enter));
+            remedy.commands.push(format!("{}ip {six}route add blackhole {prefix}", settings.enter));
         }
         None => remedy.text.push_str(
             "They come from everywhere, so filtering by source will not do: cookies are what keeps the service \
@@ -121,7 +122,7 @@ mod tests {
     fn a_loud_prefix_is_filtered_and_a_spread_flood_is_not() {
         let found = finding(flooded(|i| (0xc633_6400 + i % 200).into()));
         assert_eq!((found.rule, found.severity), ("syn_flood", Severity::Critical));
-        assert_eq!(found.remedy.commands, ["ip rule add from 198.51.100.0/24 blackhole"]);
+        assert_eq!(found.remedy.commands, ["ip route add blackhole 198.51.100.0/24"]);
         let found = finding(flooded(|i| (0x0a00_0000 + (i << 8)).into()));
         assert!(found.remedy.commands.is_empty(), "{found:?}");
     }

@@ -21,12 +21,16 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     let sent = totals.cookies_sent.filter(|&sent| sent > 0)?;
     let back = totals.cookies_accepted.unwrap_or(0);
     let handshakes = Handshakes::of(case);
+    let always = case.last.syn_rule == Some(SynRule::Syncookies);
+    // Whom a full accept queue turned away comes again, with all the others: one thing to mend is enough.
+    if !always && case.lost_at_accept_queue() > 0 {
+        return None;
+    }
     // A flood that only cookies answered is another rule's.
     if back == 0 && handshakes.was_full() && handshakes.mostly_unfinished() {
         return None;
     }
     let settings = diagnosis.settings(case);
-    let always = case.last.syn_rule == Some(SynRule::Syncookies);
     let why = if always {
         String::new()
     } else {
