@@ -93,13 +93,7 @@ pub(crate) fn sent(result: i32) {
     let sk = call.sk as *const u8;
     // SAFETY: the caller holds its socket.
     unsafe {
-        if !wanted(&call, sk) {
-            return;
-        }
-        if call.flags & CALL_PORTLESS != 0 {
-            implicit_bind(&call, sk, result);
-        }
-        if !wants(kind::CONNECT) {
+        if !ended(&call, sk, result) {
             return;
         }
         if result == 0 {
@@ -107,6 +101,21 @@ pub(crate) fn sent(result: i32) {
         } else {
             failed(&call, sk, result);
         }
+    }
+}
+
+/// A connect ends: tells of the port that the kernel chose. Returns whether the connect is to be told of too.
+#[inline(always)]
+unsafe fn ended(call: &Call, sk: *const u8, result: i32) -> bool {
+    // SAFETY: the caller holds its socket.
+    unsafe {
+        if !wanted(call, sk) {
+            return false;
+        }
+        if call.flags & CALL_PORTLESS != 0 {
+            implicit_bind(call, sk, result);
+        }
+        wants(kind::CONNECT)
     }
 }
 
@@ -257,17 +266,14 @@ pub(crate) fn done(result: i32) {
     let sk = call.sk as *const u8;
     // SAFETY: the caller holds its socket.
     unsafe {
-        if !wanted(&call, sk) {
+        if !ended(&call, sk, result) {
             return;
-        }
-        if call.flags & CALL_PORTLESS != 0 {
-            implicit_bind(&call, sk, result);
         }
         // SAFETY: nothing is read through the reference.
         let waits = CONNECTING.get(sk as u64).is_some();
         let sent = call.flags & CALL_SENT != 0;
         // Answered already, or to be answered yet.
-        if !wants(kind::CONNECT) || result == 0 || result == -EINPROGRESS || sent && !waits {
+        if result == 0 || result == -EINPROGRESS || sent && !waits {
             return;
         }
         // Interrupted, or asked for again: the answer may still come.
