@@ -1,5 +1,7 @@
 //! Connections in accept queues: since when each of them waits, and for whose `accept()`.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
@@ -7,8 +9,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    AF_UNIX, BUCKETS, IPPROTO_MPTCP, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor, bucket, count,
-    event::kind, slot_state, stat,
+    AF_UNIX, BUCKETS, Histograms, IPPROTO_MPTCP, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor,
+    bucket, count, event::kind, slot_state, stat,
 };
 
 use crate::{
@@ -45,14 +47,8 @@ pub(crate) fn established(sk: *const u8, child: *const u8, request: *const u8) {
         return;
     }
     cell.counts[count::HANDSHAKES] += 1;
-    cell.counts[count::HANDSHAKE_NS] += took;
-    if took > cell.handshake_max_ns {
-        cell.handshake_max_ns = took;
-    }
-    if let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(index) {
-        // SAFETY: array elements live as long as the map.
-        unsafe { add(&raw mut (*histograms).handshake, took) };
-    }
+    let sum = &mut cell.counts[count::HANDSHAKE_NS];
+    add(index, offset_of!(Histograms, handshake), sum, &mut cell.handshake_max_ns, took);
 }
 
 /// `inet_csk_reqsk_queue_add(sk, req, child)`: the way of cookies and of Fast Open into the accept
@@ -167,28 +163,26 @@ pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8, parent: *const u8) {
     if waited == events::UNTIMED {
         return;
     }
-    cell.counts[count::WAIT_NS] += took;
-    if took > cell.wait_max_ns {
-        cell.wait_max_ns = took;
-    }
-    if let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(slot) {
-        // SAFETY: array elements live as long as the map.
-        unsafe { add(&raw mut (*histograms).accept_wait, took) };
-    }
+    let sum = &mut cell.counts[count::WAIT_NS];
+    add(slot, offset_of!(Histograms, accept_wait), sum, &mut cell.wait_max_ns, took);
 }
 
-/// Adds a sample; every CPU does so in the same place.
+/// Adds a sample: to the sum and the maximum of this CPU, and to the histogram that begins at `offset`, where
+/// every CPU does so.
 #[inline(always)]
-unsafe fn add(histogram: *mut [u64; BUCKETS], ns: u64) {
+fn add(slot: u32, offset: usize, sum: &mut u64, max: &mut u64, ns: u64) {
     const { assert!(BUCKETS.is_power_of_two()) };
+    *sum += ns;
+    *max = ns.max(*max);
+    let Some(histograms) = maps::HISTOGRAMS.get_ptr_mut(slot) else { return };
     #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "changed by the assembly"))]
     let mut index = bucket(ns);
-    // SAFETY: within the array.
+    // SAFETY: within the array, and array elements live as long as the map.
     unsafe {
         // The compiler knows that the index is small enough, older verifiers want to see it.
         #[cfg(target_arch = "bpf")]
         core::arch::asm!("{index} &= {last}", index = inout(reg) index, last = const BUCKETS - 1);
-        maps::increment(histogram.cast::<u64>().add(index));
+        maps::increment(histograms.byte_add(offset).cast::<u64>().add(index));
     }
 }
 
