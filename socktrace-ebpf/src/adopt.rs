@@ -240,7 +240,7 @@ pub(crate) unsafe fn listening(sk: *const u8) -> Option<*const u8> {
     // SAFETY: `Probe` survives any address.
     unsafe {
         if Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX {
-            return (unix::listens(sk)?).then_some(sk);
+            return unix::listens(sk).then_some(sk);
         }
         if Probe::value::<u16>(sk, at::SK_PROTOCOL.load()) == IPPROTO_MPTCP {
             if !present(at::MPTCP_FIRST.load()) {

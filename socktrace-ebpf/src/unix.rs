@@ -57,14 +57,12 @@ unsafe fn queue(sk: *const u8) -> Option<(u32, u32)> {
 
 /// Whether a socket is an AF_UNIX one that listens.
 #[inline(always)]
-pub(crate) unsafe fn listens(sk: *const u8) -> Option<bool> {
+pub(crate) unsafe fn listens(sk: *const u8) -> bool {
     // SAFETY: `Probe` survives any address.
     unsafe {
-        Some(
-            Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX
-                && Probe::value::<u8>(sk, at::SK_STATE.load()) == tcp_state::LISTEN
-                && Probe::value::<u16>(sk, at::SK_TYPE.load()) != SOCK_DGRAM,
-        )
+        Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX
+            && Probe::value::<u8>(sk, at::SK_STATE.load()) == tcp_state::LISTEN
+            && Probe::value::<u16>(sk, at::SK_TYPE.load()) != SOCK_DGRAM
     }
 }
 
@@ -93,7 +91,7 @@ pub(crate) unsafe fn asked_to_listen(sk: *const u8) {
 #[inline(always)]
 unsafe fn begins(sk: *const u8) {
     // SAFETY: `Probe` survives any address.
-    if unsafe { listens(sk) } == Some(true) && maps::slot_of(sk).is_some() {
+    if unsafe { listens(sk) } && maps::slot_of(sk).is_some() {
         return;
     }
     listener::open(sk);
@@ -174,10 +172,7 @@ pub(crate) fn found(other: *const u8) {
             slot
         } else {
             // Nobody, or an error in a pointer's clothes (`ERR_PTR`).
-            if other.is_null() || other as u64 >= MAX_ERRNO.wrapping_neg() {
-                return;
-            }
-            if listens(other) != Some(true) {
+            if other.is_null() || other as u64 >= MAX_ERRNO.wrapping_neg() || !listens(other) {
                 return;
             }
             let Some(slot) = listener::adopt(other) else { return };
@@ -234,7 +229,7 @@ pub(crate) fn release(socket: *const u8) {
     // SAFETY: `Probe` survives any address.
     unsafe {
         let Some(sk) = Probe::read::<*const u8>(socket, at::SOCKET_SK.load()) else { return };
-        if !sk.is_null() && listens(sk) == Some(true) {
+        if !sk.is_null() && listens(sk) {
             listener::close(sk);
         }
     }
