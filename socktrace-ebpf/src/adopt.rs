@@ -233,21 +233,32 @@ pub(crate) unsafe fn current_netns() -> u32 {
     }
 }
 
-/// The socket that really listens: an MPTCP socket listens through its first subflow.
+/// What queues and is queued for an MPTCP socket is its first subflow; every other socket is itself.
+///
+/// # Safety
+/// `sk` must be a `struct sock` pointer that `M` may read.
+#[inline(always)]
+pub(crate) unsafe fn first_subflow<M: Mem>(sk: *const u8) -> *const u8 {
+    // SAFETY: the caller's promise; `Probe` survives any address.
+    unsafe {
+        let first = at::MPTCP_FIRST.load();
+        if present(first) && M::read(sk, at::SK_PROTOCOL.load()) == Some(IPPROTO_MPTCP) {
+            Probe::value(sk, first)
+        } else {
+            sk
+        }
+    }
+}
+
+/// The socket that really listens.
 #[inline(always)]
 pub(crate) unsafe fn listening(sk: *const u8) -> Option<*const u8> {
-    let mut sk = sk;
     // SAFETY: `Probe` survives any address.
     unsafe {
         if Probe::value::<u16>(sk, at::SK_FAMILY.load()) == AF_UNIX {
             return unix::listens(sk).then_some(sk);
         }
-        if Probe::value::<u16>(sk, at::SK_PROTOCOL.load()) == IPPROTO_MPTCP {
-            if !present(at::MPTCP_FIRST.load()) {
-                return None;
-            }
-            sk = Probe::value(sk, at::MPTCP_FIRST.load());
-        }
+        let sk = first_subflow::<Probe>(sk);
         let tcp = Probe::value::<u16>(sk, at::SK_PROTOCOL.load()) == IPPROTO_TCP;
         let listens = Probe::value::<u8>(sk, at::SK_STATE.load()) == tcp_state::LISTEN;
         (tcp && listens).then_some(sk)

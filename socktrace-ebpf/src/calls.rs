@@ -416,7 +416,7 @@ pub(crate) fn accept_done(sk: Option<*const u8>) {
     let Some(slot) = maps::slot_of(call.sk as *const u8) else { return };
     // SAFETY: the caller holds its socket.
     unsafe {
-        let Some(child) = first_subflow(sk) else { return };
+        let child = adopt::first_subflow::<Probe>(sk);
         let inode = snapshot::inode_of(sk).unwrap_or(0);
         let family: u16 = Probe::value(sk, at::SK_FAMILY.load());
         let mut waited = events::UNTIMED;
@@ -426,18 +426,5 @@ pub(crate) fn accept_done(sk: Option<*const u8>) {
             waited = bpf_ktime_get_ns().saturating_sub(since);
         }
         accepted(slot, child, inode, waited);
-    }
-}
-
-/// What was queued for an MPTCP connection is its first subflow; every other socket is itself.
-#[inline(always)]
-pub(crate) unsafe fn first_subflow(sk: *const u8) -> Option<*const u8> {
-    // SAFETY: `Probe` survives any address.
-    unsafe {
-        let protocol: u16 = Probe::read(sk, at::SK_PROTOCOL.load())?;
-        if protocol != IPPROTO_MPTCP || !present(at::MPTCP_FIRST.load()) {
-            return Some(sk);
-        }
-        Probe::read(sk, at::MPTCP_FIRST.load())
     }
 }

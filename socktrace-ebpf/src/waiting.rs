@@ -9,14 +9,14 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use socktrace_common::{
-    AF_UNIX, BUCKETS, Histograms, IPPROTO_MPTCP, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor,
-    bucket, count, event::kind, slot_state, stat,
+    AF_UNIX, BUCKETS, Histograms, NOBODY, QUEUE_BATCH, Slot, Waiting, acceptor, bucket, count,
+    event::kind, slot_state, stat,
 };
 
 use crate::{
     account::{HAS_ESTABLISHED, HAS_OPENED_FAST, context, doing, now_doing},
-    calls, events, filter, layout as at, maps,
-    mem::{Mem, Probe, present},
+    adopt, calls, events, filter, layout as at, maps,
+    mem::{Mem, Probe},
     snapshot, unix,
 };
 
@@ -132,18 +132,8 @@ fn waited(child: *const u8) -> Option<Waiting> {
 /// `sk` must be a `struct sock` pointer that `M` may read.
 #[inline(always)]
 pub(crate) unsafe fn accepted<M: Mem>(sk: *const u8, parent: *const u8) {
-    // What was queued for an MPTCP connection is its first subflow.
-    let mut child = sk;
-    if present(at::MPTCP_FIRST.load()) {
-        // SAFETY: the caller's promise.
-        let protocol: Option<u16> = unsafe { M::read(sk, at::SK_PROTOCOL.load()) };
-        if protocol == Some(IPPROTO_MPTCP) {
-            // SAFETY: `Probe` survives any address.
-            let first: Option<*const u8> = unsafe { Probe::read(sk, at::MPTCP_FIRST.load()) };
-            let Some(first) = first else { return };
-            child = first;
-        }
-    }
+    // SAFETY: the caller's promise.
+    let child = unsafe { adopt::first_subflow::<M>(sk) };
     let Some(Waiting { slot, since_ns, .. }) = waited(child) else { return };
     let Some((cell, _)) = maps::cell(slot) else { return };
     // SAFETY: a plain helper call.
