@@ -172,17 +172,6 @@ fn value(records: &[Record], tool: &str, load: &str, figure: Figure) -> Option<f
 mod tests {
     use super::*;
 
-    fn record(tool: &str, cost: u64) -> Record {
-        Record {
-            load: "connect".into(),
-            tool: tool.into(),
-            count: 10,
-            none_ns: [1000, 1000],
-            with_ns: 1000 + 10 * cost,
-            ..Record::default()
-        }
-    }
-
     fn line(records: &[Record], what: &str) -> String {
         let text = render(records);
         let start = format!("| {what} |");
@@ -195,20 +184,23 @@ mod tests {
         let check = |records: &[Record], expect: &str| {
             assert_eq!(line(records, what), format!("| {what} | 1,200 | {expect} |"));
         };
-        check(&[record(TOP, 1_200)], "1,200 | yes");
-        check(&[record(TOP, 1_201)], "1,201 | no");
+        check(&[Record::costing(TOP, 1_200)], "1,200 | yes");
+        check(&[Record::costing(TOP, 1_201)], "1,201 | no");
         check(&[], "- | not measured");
-        check(&[Record { error: Some("no".into()), ..record(TOP, 0) }], "- | not measured");
+        check(
+            &[Record { error: Some("no".into()), ..Record::costing(TOP, 0) }],
+            "- | not measured",
+        );
     }
 
     #[test]
     fn a_goal_against_another_tool_needs_it() {
         let what = "accept only, against bpftrace tcpaccept.bt";
-        let ours = || record(ACCEPT, 900);
+        let ours = || Record::costing(ACCEPT, 900);
         let check = |records: &[Record], expect: &str| {
             assert_eq!(line(records, what), format!("| {what} | {expect} |"));
         };
-        check(&[ours(), record("bpftrace tcpaccept.bt", 30_000)], "1,000 | 900 | yes");
+        check(&[ours(), Record::costing("bpftrace tcpaccept.bt", 30_000)], "1,000 | 900 | yes");
         check(&[ours()], "- | 900 | not measured");
     }
 }

@@ -41,6 +41,19 @@ impl Record {
         self.with_ns as f64 / self.count as f64 - self.none()
     }
 
+    /// A tool that costs so many instructions for each connection.
+    #[cfg(test)]
+    pub(crate) fn costing(tool: &str, cost: u64) -> Self {
+        Self {
+            load: "connect".into(),
+            tool: tool.into(),
+            count: 10,
+            none_ns: [100_000, 101_000],
+            with_ns: 100_500 + 10 * cost,
+            ..Self::default()
+        }
+    }
+
     /// How far the two runs without a tool are apart, in per cent.
     pub(crate) fn spread(&self) -> f64 {
         let [before, after] = self.none_ns;

@@ -108,21 +108,10 @@ fn milliseconds(nanoseconds: u64) -> String {
 mod tests {
     use super::*;
 
-    fn record(tool: &str, with_ns: u64) -> Record {
-        Record {
-            load: "connect".into(),
-            tool: tool.into(),
-            count: 10,
-            none_ns: [100_000, 101_000],
-            with_ns,
-            ..Record::default()
-        }
-    }
-
     #[test]
     fn a_row_for_no_tool_and_for_each_tool() {
         let records = [
-            record("floor", 103_500),
+            Record::costing("floor", 300),
             Record {
                 own_ns: Some(20_000),
                 lost: Some(0),
@@ -131,9 +120,9 @@ mod tests {
                 maps_kib: Some(512),
                 attached_ns: Some(170_000_000),
                 first_record_ns: Some(180_900_000),
-                ..record("x", 130_500)
+                ..Record::costing("x", 3_000)
             },
-            Record { error: Some("no a|b".into()), ..record("y", 0) },
+            Record { error: Some("no a|b".into()), ..Record::costing("y", 0) },
         ];
         let expect = [
             "| connect | none | 10,050 |  |  |  |  |  |  |  |  |  |",
@@ -150,7 +139,7 @@ mod tests {
 
     #[test]
     fn without_a_floor_there_is_no_ratio() {
-        let text = render(&[record("x", 130_500)]);
+        let text = render(&[Record::costing("x", 3_000)]);
         assert!(text.contains("| connect | x | 3,000 | 29.9 % | - |"), "{text}");
     }
 
