@@ -8,10 +8,7 @@ mod table;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::{
-    sh::say,
-    vm::{self, kernels},
-};
+use crate::vm::{self, kernels};
 use record::Record;
 
 #[derive(Args)]
@@ -33,10 +30,28 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let (release, lines) = vm::bench(args.kernel, &["run", &args.only, &args.load])?;
     let records = record::parse(&lines)?;
     ensure!(!records.is_empty(), "no tool and load of these names; `--only`, `--load`");
-    let failed: Vec<&Record> = records.iter().filter(|record| record.error.is_some()).collect();
-    for record in &failed {
-        say(format!("{} did not run under {}", record.tool, record.load));
-    }
     println!("Linux {release}\n\n{}\n{}", table::render(&records), goals::render(&records));
+    all_ran(&records)
+}
+
+/// An error that names the rows which did not run.
+fn all_ran(records: &[Record]) -> Result<()> {
+    let failed = records.iter().filter(|record| record.error.is_some());
+    let rows: Vec<_> =
+        failed.map(|record| format!("{} under {}", record.tool, record.load)).collect();
+    ensure!(rows.is_empty(), "did not run: {}", rows.join("; "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_did_not_run_are_an_error() {
+        let failed = |tool| Record { error: Some("no".into()), ..Record::costing(tool, 0) };
+        assert!(all_ran(&[Record::costing("x", 1)]).is_ok());
+        let error = all_ran(&[failed("a, b"), Record::costing("x", 1), failed("c")]).unwrap_err();
+        assert_eq!(error.to_string(), "did not run: a, b under connect; c under connect");
+    }
 }
