@@ -108,6 +108,9 @@ impl Run {
         names.learn(&mut watch, &Filter::default(), &tracked);
         watch.announce();
         if !args.quiet {
+            if let Some(missing) = unseen(&watch) {
+                say!("socktrace: {missing}");
+            }
             let time = humantime::format_duration(args.duration);
             say!("socktrace: watching for {time}; Ctrl-C ends it earlier");
         }
@@ -199,6 +202,7 @@ impl Run {
                 columns: columns.unwrap_or(USUAL).clamp(40, WIDEST),
                 color: args.color.on_stdout(),
                 wide: args.output == Output::Wide,
+                netns: listeners.windows(2).any(|two| two[0].netns != two[1].netns),
             };
             text(&mut out, page, &findings, &listeners, watched)?;
         }
@@ -251,19 +255,44 @@ impl Run {
     }
 }
 
+/// Events that say who; what happened is counted.
+const KINDS: [Kind; 7] = [
+    Kind::Drop,
+    Kind::Cookie,
+    Kind::Retransmit,
+    Kind::Expire,
+    Kind::Reset,
+    Kind::Bind,
+    Kind::Connect,
+];
+
+fn kinds() -> u32 {
+    KINDS.iter().fold(0, |bits, kind| bits | kind.bit())
+}
+
+/// What this backend does not see, so that a finding may be missing.
+fn unseen(watch: &Watch) -> Option<String> {
+    let backend = watch.tracer.backend()?;
+    let blind = backend.blind_to().iter().map(|(what, _)| (*what).to_owned());
+    let events = watch.tracer.unseen(kinds()).into_iter().filter_map(|(number, why)| {
+        // Told above, and not needed: what expires is half-open for a minute before.
+        let kind = Kind::SENT.get(number as usize).filter(|&&kind| kind != Kind::Expire)?;
+        Some(format!("events of kind {} ({why})", kind.name()))
+    });
+    let all: Vec<String> = blind.chain(events).collect();
+    (!all.is_empty()).then(|| {
+        format!(
+            "{} does not see, so findings about it may be missing: {}",
+            backend.name(),
+            all.join("; ")
+        )
+    })
+}
+
 /// What the kernel side has to send.
 fn wanted(filter: &Filter) -> Wanted {
-    const KINDS: [Kind; 7] = [
-        Kind::Drop,
-        Kind::Cookie,
-        Kind::Retransmit,
-        Kind::Expire,
-        Kind::Reset,
-        Kind::Bind,
-        Kind::Connect,
-    ];
     Wanted {
-        kinds: KINDS.iter().fold(0, |bits, kind| bits | kind.bit()),
+        kinds: kinds(),
         families: filter.families.clone(),
         ports: filter.ports.clone(),
         netns: filter.netns,

@@ -97,6 +97,8 @@ pub struct Page {
     pub color: bool,
     /// With the numbers.
     pub wide: bool,
+    /// Whether the listeners are of several network namespaces.
+    pub netns: bool,
 }
 
 impl Page {
@@ -118,6 +120,25 @@ impl Page {
         Ok(())
     }
 
+    /// A listener and whose it is.
+    fn place(self, l: &Listener) -> String {
+        let mut place = l.endpoint();
+        if let Some(owner) = l.owners.first() {
+            place.push_str(&format!("  {}/{}", owner.comm, owner.pid));
+            if l.owners.len() > 1 {
+                place.push_str(&format!(" +{}", l.owners.len() - 1));
+            }
+        }
+        if self.netns {
+            let number = || l.netns.to_string();
+            place.push_str(&format!(
+                "  netns {}",
+                l.belongs.netns_name.clone().unwrap_or_else(number)
+            ));
+        }
+        place
+    }
+
     /// Writes a finding for people.
     pub fn finding(self, out: &mut impl Write, number: usize, finding: &Finding) -> io::Result<()> {
         let (color, severity) = match finding.severity {
@@ -125,6 +146,7 @@ impl Page {
             Severity::Warning => (YELLOW, "WARNING"),
             Severity::Info => (BOLD, "INFO"),
         };
+        let place = |l: &Listener| self.place(l);
         let place = finding.listener.as_deref().map_or_else(|| "this machine".to_owned(), place);
         writeln!(
             out,
@@ -173,7 +195,7 @@ impl Page {
                     wait(max_ns)
                 ));
             }
-            let line = format!("{}: {text}", place(l));
+            let line = format!("{}: {text}", self.place(l));
             let options = textwrap::Options::new(self.columns)
                 .initial_indent("  ")
                 .subsequent_indent("      ")
@@ -186,8 +208,11 @@ impl Page {
         if rest > 0 {
             let what =
                 if busy.len() > MOST { "with emptier queues" } else { "without a connection" };
-            let more = if busy.is_empty() { "" } else { " more" };
-            writeln!(out, "  {rest}{more}, {what}")?;
+            match (busy.is_empty(), rest) {
+                (true, 1) => writeln!(out, "  It had no connection.")?,
+                (true, _) => writeln!(out, "  None of them had a connection.")?,
+                (false, _) => writeln!(out, "  {rest} more, {what}")?,
+            }
         }
         Ok(())
     }
@@ -197,21 +222,6 @@ fn of_limit(queue: &Queue) -> String {
     let number =
         |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     format!("{} of {}", number(queue.peak.max(queue.depth)), number(queue.capacity.or(queue.limit)))
-}
-
-/// A listener and whose it is.
-fn place(l: &Listener) -> String {
-    let mut place = l.endpoint();
-    if let Some(owner) = l.owners.first() {
-        place.push_str(&format!("  {}/{}", owner.comm, owner.pid));
-        if l.owners.len() > 1 {
-            place.push_str(&format!(" +{}", l.owners.len() - 1));
-        }
-    }
-    if let Some(netns) = &l.belongs.netns_name {
-        place.push_str(&format!("  netns {netns}"));
-    }
-    place
 }
 
 fn capital(text: &str) -> String {
@@ -288,7 +298,7 @@ mod tests {
     #[test]
     fn a_finding_reads_well_and_obeys_no_hostile_name() {
         let mut out = Vec::new();
-        let page = Page { columns: 60, color: false, wide: true };
+        let page = Page { columns: 60, color: false, wide: true, netns: false };
         page.finding(&mut out, 1, &finding()).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
@@ -330,7 +340,7 @@ mod tests {
             (l.totals.established, l.accept.peak) = (Some(0), Some(0));
             l
         };
-        let page = Page { columns: 80, color: false, wide: false };
+        let page = Page { columns: 80, color: false, wide: false, netns: false };
         page.well(&mut out, &[&sample(), &idle]).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),

@@ -10,16 +10,13 @@ mod stage;
 use std::{
     collections::BTreeSet,
     io::Write as _,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use crate::{
-    lab::counters,
-    run::{self, command},
-};
+use crate::{lab::counters, run};
 use stage::Stage;
 
 /// A situation.
@@ -161,9 +158,9 @@ fn diagnose(stage: &mut Stage, scenario: &Scenario) -> Said {
     let netns = stage.netns.name.clone();
     arguments[4] = &netns;
     arguments.extend(scenario.arguments);
-    let mut shown: Option<Child> = is_shown().then(|| {
+    let mut shown = is_shown().then(|| {
         show(&format!("$ socktrace {}", arguments.join(" ")));
-        command(&arguments).stderr(Stdio::null()).spawn().expect("socktrace starts")
+        run::start_with(&arguments, Stdio::inherit())
     });
     arguments.push("--json");
     let (mut child, mut said) = run::start(&arguments);
@@ -178,7 +175,7 @@ fn diagnose(stage: &mut Stage, scenario: &Scenario) -> Said {
         stage.end_clients();
     }
     let status = run::wait(&mut child);
-    if let Some(child) = &mut shown {
+    if let Some((child, _)) = &mut shown {
         run::wait(child);
     }
     let text = output.join().expect("output");

@@ -62,11 +62,13 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 /// Starts socktrace with a pipe for each of its outputs. Returns when everything that starts from now on is
 /// seen, with what comes on stderr after that.
 pub(crate) fn start(arguments: &[&str]) -> (Child, BufReader<ChildStderr>) {
-    let mut child = command(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("socktrace starts");
+    start_with(arguments, Stdio::piped())
+}
+
+/// The same with another standard output.
+pub(crate) fn start_with(arguments: &[&str], stdout: Stdio) -> (Child, BufReader<ChildStderr>) {
+    let mut child =
+        command(arguments).stdout(stdout).stderr(Stdio::piped()).spawn().expect("socktrace starts");
     let mut said = BufReader::new(child.stderr.take().expect("stderr"));
     let mut line = String::new();
     while !line.contains("tracing with") {

@@ -55,7 +55,7 @@ fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
     let severity = if lost > 0 { Severity::Critical } else { Severity::Warning };
     let finding = Finding::new(RULE.id, severity, Confidence::Certain)
         .says(summary, doing(case))
-        .advises(remedy(case));
+        .advises(no_backlog(remedy(case)));
     Some(measured(finding, case))
 }
 
@@ -80,18 +80,20 @@ pub(super) fn doing(case: &Case) -> String {
     }
 }
 
+/// What runbooks say instead.
+pub(super) fn no_backlog(remedy: Remedy) -> Remedy {
+    let text = format!("{} A larger backlog would only make clients wait longer.", remedy.text);
+    Remedy { text, ..remedy }
+}
+
 /// What to do about those.
 pub(super) fn remedy(case: &Case) -> Remedy {
     let Some(first) = case.acceptors.first() else {
-        return Remedy::text(format!(
-            "Find what {} does instead of accept(): a larger backlog only makes clients wait longer.",
-            case.owner()
-        ));
+        return Remedy::text(format!("Find what {} does instead of accept().", case.owner()));
     };
     let (advice, _) = first.advice();
     let commands = case.acceptors.iter().flat_map(|acceptor| acceptor.advice().1).collect();
-    let text = format!("{advice} A larger backlog only makes clients wait longer.");
-    Remedy { text, commands, backlog: None }
+    Remedy { text: advice, commands, backlog: None }
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     );
     let mut remedy = acceptor_stalled::remedy(case);
     remedy.text = format!(
-        "Mend or restart {owner}, and only that: {} A supervisor should end members that do not accept.",
+        "Only {owner} has to be mended or restarted. {} A supervisor should end members that do not accept.",
         remedy.text
     );
     let finding = Finding::new(RULE.id, Severity::Critical, Confidence::Certain)

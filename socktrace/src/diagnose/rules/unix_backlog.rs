@@ -48,7 +48,7 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         let idle = time(case.longest_idle);
         let cause =
             format!("{why} Nothing was accepted for {idle}. {}", acceptor_stalled::doing(case));
-        (cause, acceptor_stalled::remedy(case))
+        (cause, acceptor_stalled::no_backlog(acceptor_stalled::remedy(case)))
     } else {
         let run = case.largest;
         let enough = backlog::enough(run.need());

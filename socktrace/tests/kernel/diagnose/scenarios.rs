@@ -341,6 +341,48 @@ scenarios! {
         ..USUAL
     };
 
+    syn_burst: Scenario {
+        about: "20 quick clients at once; the SYN queue has room for 9, no cookies",
+        expect: &["syn_queue_full"],
+        prepare: |stage| {
+            stage.cable();
+            stage.set("ipv4/tcp_syncookies", 0);
+        },
+        serve: |stage| stage.accepts(stage.backlog(8)),
+        load: |stage| {
+            let syn_acks = stage.syns(30_000, 20);
+            stage.acks(&syn_acks);
+        },
+        check: |findings| {
+            let finding = of(findings, "syn_queue_full");
+            assert!(text(finding, "/cause").contains("tcp_max_syn_backlog has no effect here"), "{finding:#}");
+            assert_eq!(finding["remedy"]["backlog"], 32, "{finding:#}");
+        },
+        ..USUAL
+    };
+
+    reserve: Scenario {
+        about: "150 quick clients at once; three quarters of tcp_max_syn_backlog is 97, no cookies",
+        expect: &["syn_queue_full"],
+        prepare: |stage| {
+            stage.cable();
+            stage.set("ipv4/tcp_syncookies", 0);
+            stage.set("ipv4/tcp_max_syn_backlog", 128);
+        },
+        serve: |stage| stage.accepts(4096),
+        load: |stage| {
+            let syn_acks = stage.syns(30_000, 150);
+            stage.acks(&syn_acks);
+        },
+        check: |findings| {
+            let finding = of(findings, "syn_queue_full");
+            assert_eq!(text(finding, "/evidence/syn_queue/limit_rule"), "max_syn_backlog");
+            let command = text(finding, "/remedy/commands/0");
+            assert!(command.ends_with("sysctl -w net.ipv4.tcp_max_syn_backlog=512"), "{command}");
+        },
+        ..USUAL
+    };
+
     no_way_back: Scenario {
         about: "5 clients send their SYN three times, because the SYN-ACKs never reach them",
         expect: &["synacks_lost"],
