@@ -92,6 +92,12 @@ pub(crate) const TOOLS: &[Tool] = &[
         On::Connect,
     ),
     tool(
+        "socktrace diagnose, fentry",
+        &["socktrace", "diagnose", "--json", "-d1h", "--backend=fentry"],
+        SOCKTRACE_READY,
+        On::Packets,
+    ),
+    tool(
         "libbpf-tools tcpsynbl",
         &["chroot", PEERS, "/usr/sbin/tcpsynbl-libbpf"],
         Ready::Quiet,

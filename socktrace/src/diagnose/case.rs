@@ -8,6 +8,8 @@ use crate::{
     model::{Family, Listener, Queue},
 };
 
+/// Bursts of a listener whose sizes are kept: the first ones.
+const MOST_BURSTS: usize = 1 << 12;
 /// Clients of a listener that are told apart.
 const MOST_CLIENTS: usize = 1 << 16;
 
@@ -59,6 +61,8 @@ pub struct Case {
     pub largest: Run,
     /// How often the queue became full.
     pub runs: u32,
+    /// What each of these that is over would have needed.
+    needs: Vec<u64>,
     /// How long no connection was accepted though there was one, up to now and at most.
     idle: Duration,
     pub longest_idle: Duration,
@@ -87,6 +91,7 @@ impl Case {
             longest: Run::default(),
             largest: Run::default(),
             runs: 0,
+            needs: Vec::new(),
             idle: Duration::ZERO,
             longest_idle: Duration::ZERO,
             accepted: 0,
@@ -139,8 +144,10 @@ impl Case {
             if run.need() >= self.largest.need() {
                 self.largest = *run;
             }
-        } else {
-            self.run = None;
+        } else if let Some(over) = self.run.take()
+            && self.needs.len() < MOST_BURSTS
+        {
+            self.needs.push(over.need());
         }
 
         for (queue, before) in [(&mut now.accept, self.last.accept), (&mut now.syn, self.last.syn)]
@@ -180,6 +187,16 @@ impl Case {
     #[must_use]
     pub fn lost_at_accept_queue(&self) -> u64 {
         lost_at_accept_queue(&self.last).unwrap_or(0)
+    }
+
+    /// What 99 of 100 bursts would not have exceeded.
+    #[must_use]
+    pub fn burst_p99(&self) -> u64 {
+        let mut needs: Vec<u64> =
+            self.needs.iter().copied().chain(self.run.map(|run| run.need())).collect();
+        needs.sort_unstable();
+        let rank = (needs.len() * 99).div_ceil(100);
+        rank.checked_sub(1).map_or(0, |at| needs[at])
     }
 
     /// Clients that found the accept queue full, as far as they were told apart.
@@ -284,6 +301,7 @@ mod tests {
             ],
         );
         assert_eq!((case.runs, case.largest.need(), case.largest.turned_away), (2, 60, 43));
+        assert_eq!(case.burst_p99(), 60);
         assert_eq!(case.longest.time, Duration::from_millis(100));
         assert_eq!(case.longest_idle, Duration::ZERO);
         assert_eq!(case.last.accept.peak, Some(17));

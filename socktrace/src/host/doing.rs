@@ -31,15 +31,34 @@ pub fn acceptor(proc: &Path, pid: u32) -> Option<Acceptor> {
     })
 }
 
-/// The kernel function that a task sleeps in; of one that runs the kernel says 0.
+/// The kernel function that a task sleeps in, from its stack where the kernel keeps no `wchan`; of one that runs
+/// the kernel says 0.
 fn wchan(task: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(task.join("wchan")).ok()?;
-    (!text.is_empty() && text != "0").then_some(text)
+    let read = |file| std::fs::read_to_string(task.join(file)).ok();
+    match read("wchan") {
+        Some(text) if text == "0" => None,
+        Some(text) if !text.is_empty() => Some(text),
+        _ => outermost(&read("stack")?).map(str::to_owned),
+    }
+}
+
+/// The function that went to sleep: `[<0>] do_epoll_wait+0x5e/0x70`, without the scheduler's own.
+fn outermost(stack: &str) -> Option<&str> {
+    let mut functions = stack.lines().filter_map(|line| line.split_once("] ")?.1.split('+').next());
+    functions.find(|name| !name.contains("schedule"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheduler_is_not_what_a_task_waits_in() {
+        let stack =
+            "[<0>] __schedule+0x1/0x2\n[<0>] schedule_timeout+0x3/0x4\n[<0>] ep_poll+0x5/0x6\n";
+        assert_eq!(outermost(stack), Some("ep_poll"));
+        assert_eq!(outermost(""), None);
+    }
 
     #[test]
     fn this_process_runs_and_has_threads() {

@@ -38,11 +38,16 @@ pub(super) const FACTS: &[&str] = &[
 /// A burst, and the backlog that would have done.
 pub(super) fn burst(finding: Finding, case: &Case, diagnosis: &Diagnosis, cause: &str) -> Finding {
     let run = case.largest;
+    let p99 = case.burst_p99();
+    let size = if p99 == run.need() {
+        format!("of up to {p99}")
+    } else {
+        format!("of {p99} (p99) and {} at most", run.need())
+    };
     let summary = format!(
-        "{} in {}: the accept queue was full ({} of {}) for {} at most",
+        "{} in {} {size} connections at once, where {} fit: the accept queue was full for {} at most",
         lost(case),
         count(case.runs.into(), "burst", "bursts"),
-        case.last.accept.peak.unwrap_or(0),
         case.capacity(),
         time(case.longest.time),
     );
@@ -57,6 +62,7 @@ pub(super) fn burst(finding: Finding, case: &Case, diagnosis: &Diagnosis, cause:
         .says(summary, cause)
         .advises(remedy)
         .measured("bursts", case.runs)
+        .measured("burst_p99", p99)
         .measured("longest_full_ms", milliseconds(case.longest.time))
         .measured("clients_turned_away", case.clients_turned_away())
         .measured("backlog_needed", run.need())
@@ -73,7 +79,7 @@ mod tests {
         assert_eq!(found.rule, "accept_burst");
         assert_eq!(found.remedy.backlog, Some(128));
         assert!(
-            found.summary.starts_with("43 packets of clients were lost in 1 burst"),
+            found.summary.starts_with("43 packets of clients were lost in 1 burst of up to 60"),
             "{found:?}"
         );
     }
