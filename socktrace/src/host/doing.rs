@@ -31,15 +31,12 @@ pub fn acceptor(proc: &Path, pid: u32) -> Option<Acceptor> {
     })
 }
 
-/// The kernel function that a task sleeps in, from its stack where the kernel keeps no `wchan`; of one that runs
-/// the kernel says 0.
+/// The kernel function that a task sleeps in. Where `wchan` says 0, the task runs, or the kernel cannot tell (x86
+/// before 5.16) and its stack has to.
 fn wchan(task: &Path) -> Option<String> {
     let read = |file| std::fs::read_to_string(task.join(file)).ok();
-    match read("wchan") {
-        Some(text) if text == "0" => None,
-        Some(text) if !text.is_empty() => Some(text),
-        _ => outermost(&read("stack")?).map(str::to_owned),
-    }
+    let wchan = read("wchan").filter(|name| !name.is_empty() && name != "0");
+    wchan.or_else(|| outermost(&read("stack")?).map(str::to_owned))
 }
 
 /// The function that went to sleep: `[<0>] do_epoll_wait+0x5e/0x70`, without the scheduler's own.

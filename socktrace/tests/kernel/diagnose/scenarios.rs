@@ -95,10 +95,10 @@ fn start(stage: &mut Stage, command: &mut Command) {
     stage.servers.push(server);
 }
 
-/// Three clients whose final ACKs come to a queue with room for one more, for a moment.
+/// Four clients whose final ACKs come to a queue with room for two more, for a moment.
 fn late_acks(stage: &mut Stage) {
     stage.signal(libc::SIGSTOP);
-    for (first, count) in [(30_000, 2), (30_100, 3)] {
+    for (first, count) in [(30_000, 3), (30_100, 4)] {
         let syn_acks = stage.syns(first, count);
         stage.acks(&syn_acks);
     }
@@ -408,10 +408,10 @@ scenarios! {
     };
 
     last_ack: Scenario {
-        about: "three clients whose final ACKs come to an accept queue with room for one more",
+        about: "four clients whose final ACKs come to an accept queue with room for two more",
         expect: &["accept_burst", "final_ack_dropped"],
         prepare: Stage::cable,
-        serve: |stage| stage.accepts(stage.backlog(2)),
+        serve: |stage| stage.accepts(stage.backlog(4)),
         load: late_acks,
         check: |findings| {
             let finding = of(findings, "final_ack_dropped");
@@ -428,7 +428,7 @@ scenarios! {
             stage.cable();
             stage.set("ipv4/tcp_abort_on_overflow", 1);
         },
-        serve: |stage| stage.accepts(stage.backlog(2)),
+        serve: |stage| stage.accepts(stage.backlog(4)),
         load: late_acks,
         check: |findings| {
             let finding = of(findings, "final_ack_dropped");
