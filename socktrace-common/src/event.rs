@@ -108,6 +108,8 @@ pub const EVENT_AT_LISTEN: u8 = 4;
 pub const EVENT_QUEUES: u8 = 8;
 /// `ns` was measured.
 pub const EVENT_TIMED: u8 = 16;
+/// A connect that took longer sent its SYN again: the kernel waits for a second (`TCP_TIMEOUT_INIT`).
+pub const SLOW_CONNECT_NS: u64 = 950_000_000;
 /// `requested` is what the program passed to `listen()`.
 pub const EVENT_REQUESTED: u8 = 32;
 

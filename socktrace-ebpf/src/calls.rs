@@ -238,6 +238,9 @@ pub(crate) unsafe fn name(address: *const u8, len: u32, user: bool) {
 #[inline(always)]
 pub(crate) fn bind_done(result: i32) {
     let Some(call) = take(kind::BIND) else { return };
+    if !filter::result(result) {
+        return;
+    }
     let sk = call.sk as *const u8;
     // SAFETY: the caller holds its socket.
     unsafe {
@@ -357,7 +360,11 @@ pub(crate) fn listen_done(result: i32) {
         if !filter::ports(port, 0) {
             return;
         }
-        if call.flags & CALL_PORTLESS != 0 && result == 0 && wants(kind::BIND) {
+        if call.flags & CALL_PORTLESS != 0
+            && result == 0
+            && wants(kind::BIND)
+            && filter::result(result)
+        {
             emit(kind::BIND, |event| {
                 describe(event, sk);
                 event.flags |= EVENT_IMPLICIT | EVENT_AT_LISTEN;

@@ -198,6 +198,12 @@ pub(crate) fn answered(sk: *const u8, state: u8) {
     }
     // SAFETY: the value is read at once.
     let Some(began) = (unsafe { CONNECTING.get(sk as u64) }) else { return };
+    // SAFETY: a plain helper call.
+    let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(began.since_ns);
+    if state == tcp_state::ESTABLISHED && !filter::answered_after(took) {
+        let _ = CONNECTING.remove(sk as u64);
+        return;
+    }
     // SAFETY: `Probe` survives any address.
     let error: i32 = unsafe { Probe::value(sk, at::SK_ERR.load()) };
     let thread = bpf_get_current_pid_tgid();
@@ -225,7 +231,6 @@ pub(crate) fn answered(sk: *const u8, state: u8) {
         event.flags |= began.flags as u8;
         event.state = state;
         began.caller.tell(event);
-        let took = event.time_ns.saturating_sub(began.since_ns);
         events::timed(event, took);
         if state == tcp_state::CLOSE {
             event.result = -error;
@@ -317,7 +322,7 @@ pub(crate) fn unix_done(result: i32) {
 
 #[inline(always)]
 fn unix_answered(call: &Call, result: i32) {
-    if restarts(result) || !wants(kind::CONNECT) {
+    if restarts(result) || !wants(kind::CONNECT) || !filter::result(result) {
         return;
     }
     let sk = call.sk as *const u8;

@@ -6,7 +6,11 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, CgroupArray, HashMap},
 };
-use socktrace_common::{AF_INET, AF_INET6, AF_UNIX, Slot, event::family, wanted};
+use socktrace_common::{
+    AF_INET, AF_INET6, AF_UNIX, Slot,
+    event::{SLOW_CONNECT_NS, family},
+    wanted,
+};
 
 use crate::{
     layout as at,
@@ -43,6 +47,10 @@ pub(crate) static BY_CGROUP: Global<u32> = Global::new(0);
 pub(crate) static COMM_HEAD: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static COMM_TAIL: Global<u64> = Global::new(0);
+
+/// 1 when only calls that failed, and connects that took long, are wanted.
+#[unsafe(no_mangle)]
+pub(crate) static TROUBLE: Global<u32> = Global::new(0);
 
 /// A bit a port.
 #[map]
@@ -100,6 +108,18 @@ fn process() -> bool {
         }
     }
     true
+}
+
+/// Whether a call that came to this is wanted.
+#[inline(always)]
+pub(crate) fn result(result: i32) -> bool {
+    TROUBLE.load() == 0 || result < 0
+}
+
+/// Whether a connect that was answered after this time is wanted.
+#[inline(always)]
+pub(crate) fn answered_after(ns: u64) -> bool {
+    TROUBLE.load() == 0 || ns >= SLOW_CONNECT_NS
 }
 
 /// Whether either of two ports is wanted; 0 is none.

@@ -151,6 +151,7 @@ impl EventsArgs {
             cgroup: cgroup
                 .map(|path| host::cgroup_directory(Path::new("/sys"), path))
                 .transpose()?,
+            trouble_only: false,
             room: Room::All,
         })
     }

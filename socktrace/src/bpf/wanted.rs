@@ -26,6 +26,8 @@ pub struct Wanted {
     pub comm: Option<Vec<u8>>,
     /// Directory of a control group of the unified hierarchy.
     pub cgroup: Option<PathBuf>,
+    /// Only calls that failed, and connects that took long.
+    pub trouble_only: bool,
     /// How much of what happens between two looks into the ring buffer there is room for.
     pub room: Room,
 }
@@ -56,6 +58,7 @@ pub(super) struct Globals {
     cgroup: u32,
     comm: [u64; 2],
     pid_room: u32,
+    trouble: u32,
     ring: u32,
 }
 
@@ -80,6 +83,7 @@ impl From<&Wanted> for Globals {
             cgroup: u32::from(wanted.cgroup.is_some()),
             comm: words.map(u64::from_ne_bytes),
             pid_room: u32::try_from(wanted.pids.len()).unwrap_or(u32::MAX).max(1),
+            trouble: u32::from(wanted.trouble_only),
             ring: wanted.room as u32,
         }
     }
@@ -94,6 +98,7 @@ impl Globals {
             .override_global("BY_PORTS", &self.ports, true)
             .override_global("BY_PIDS", &self.pids, true)
             .override_global("BY_CGROUP", &self.cgroup, true)
+            .override_global("TROUBLE", &self.trouble, true)
             .override_global("COMM_HEAD", &self.comm[0], true)
             .override_global("COMM_TAIL", &self.comm[1], true)
             .map_max_entries("PORT_FILTER", PORT_WORDS)

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use nix::errno::Errno;
 use serde::Serialize;
+use socktrace_common::event::SLOW_CONNECT_NS;
 
 use crate::{
     event::{Conflict, End, Event, Outcome, What},
@@ -12,8 +13,8 @@ use crate::{
 
 /// Places (addresses, ports, paths) that are told apart; beyond, nothing new is taken in.
 const MOST_PLACES: usize = 256;
-/// The kernel sends a SYN again after a second (`TCP_TIMEOUT_INIT`): who waited for so long lost one.
-const SYN_AGAIN: Duration = Duration::from_millis(950);
+/// Who waited for so long lost a SYN.
+const SYN_AGAIN: Duration = Duration::from_nanos(SLOW_CONNECT_NS);
 
 /// Who called, once: others may have called too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -296,6 +296,7 @@ fn wanted(filter: &Filter) -> Wanted {
         families: filter.families.clone(),
         ports: filter.ports.clone(),
         netns: filter.netns,
+        trouble_only: true,
         room: Room::Sample,
         ..Wanted::default()
     }
