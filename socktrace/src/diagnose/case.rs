@@ -5,13 +5,11 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 use super::{Acceptor, Sources};
 use crate::{
     event::{End, Event, What},
-    model::{Family, Listener, Queue},
+    model::{Family, Listener, Queue, Totals},
 };
 
 /// Bursts of a listener whose sizes are kept: the first ones.
 const MOST_BURSTS: usize = 1 << 12;
-/// Clients of a listener that are told apart.
-const MOST_CLIENTS: usize = 1 << 16;
 
 /// A time during which the accept queue was full in every interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,24 +161,40 @@ impl Case {
         self.last = Arc::new(now);
     }
 
-    /// Something happened to it.
-    pub fn event(&mut self, event: &Event) {
+    /// Something happened to it. Returns how many clients and senders are told apart now that were not before:
+    /// none where there is no room.
+    pub fn event(&mut self, event: &Event, room: bool) -> usize {
         match &event.what {
             What::Drop { peer, reason, .. } if reason.starts_with("accept_queue_full") => {
                 self.drops_seen += 1;
-                self.new_clients += u64::from(insert(&mut self.turned_away, peer));
+                let new = room && insert(&mut self.turned_away, peer);
+                // Without room each may be another one.
+                self.new_clients += u64::from(new || !room);
+                usize::from(new)
             }
-            What::Drop { peer, .. } => self.syn_without_room(peer),
-            What::Cookie { peer, step } if *step == "sent" => self.syn_without_room(peer),
-            What::Request { peer, .. } => self.sources.add(peer),
-            _ => {}
+            What::Drop { peer, .. } => self.syn_without_room(peer, room),
+            What::Cookie { peer, step } if *step == "sent" => self.syn_without_room(peer, room),
+            What::Request { peer, .. } => usize::from(self.sources.add(peer, room)),
+            _ => 0,
         }
     }
 
-    fn syn_without_room(&mut self, peer: &End) {
-        self.syns_seen += 1;
-        insert(&mut self.syns_turned_away, peer);
-        self.sources.add(peer);
+    fn syn_without_room(&mut self, peer: &End, room: bool) -> usize {
+        let new = room && insert(&mut self.syns_turned_away, peer);
+        if room {
+            self.syns_seen += 1;
+        }
+        usize::from(new) + usize::from(self.sources.add(peer, room))
+    }
+
+    /// Whether a rule may have something to say of it when it is gone.
+    #[must_use]
+    pub fn lost_anything(&self) -> bool {
+        let Totals { drops, lost_on_close, cookies_sent, .. } = self.last.totals;
+        let times = [lost_on_close, cookies_sent, drops.total()];
+        times.iter().any(|&count| count > Some(0))
+            || self.lost_at_accept_queue() > 0
+            || !self.acceptors.is_empty()
     }
 
     /// Packets, or connects of an AF_UNIX socket, that found the accept queue full.
@@ -246,10 +260,10 @@ impl Case {
     }
 }
 
-/// Takes a client in, as long as there is room; whether it is a new one.
+/// Takes a client in; whether it is a new one.
 fn insert(clients: &mut HashSet<(IpAddr, u16)>, client: &End) -> bool {
     let End { address: Some(address), port: Some(port), .. } = client else { return false };
-    clients.len() < MOST_CLIENTS && clients.insert((*address, *port))
+    clients.insert((*address, *port))
 }
 
 /// What a full accept queue cost.

@@ -18,7 +18,10 @@ pub use finding::{Confidence, Finding, Remedy, Severity};
 pub use rules::{RULES, STALLED};
 pub use sources::Sources;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use crate::{
     event::Event,
@@ -48,10 +51,17 @@ impl Settings {
     }
 }
 
-/// Everything that was seen.
+/// Clients and senders that are told apart, of all listeners together.
+const MOST_CLIENTS: usize = 1 << 18;
+
+/// Everything that was seen. What it remembers grows with the listeners, not with what they see.
 #[derive(Debug, Default)]
 pub struct Diagnosis {
     cases: HashMap<Id, Case>,
+    /// Clients that were told apart so far.
+    known_clients: usize,
+    /// Ports that somebody listened at.
+    heard: HashSet<u16>,
     pub clients: Clients,
     pub settings: HashMap<u32, Settings>,
     pub watched: Duration,
@@ -62,14 +72,20 @@ impl Diagnosis {
     pub fn interval(&mut self, listeners: Vec<Listener>, time: Duration) {
         self.watched += time;
         for listener in listeners {
+            let (id, closed) = (listener.id, listener.closed);
+            self.heard.extend(listener.port);
             match self.cases.get_mut(&listener.id) {
                 Some(case) => case.interval(listener, time),
                 None => {
                     // What it counted so far, it counted in this interval.
                     let mut case = Case::new(before_all(listener.clone()));
                     case.interval(listener, time);
-                    self.cases.insert(case.last.id, case);
+                    self.cases.insert(id, case);
                 }
+            }
+            // Of one that closed without a loss nothing is left to say.
+            if closed && self.cases.get(&id).is_some_and(|case| !case.lost_anything()) {
+                self.cases.remove(&id);
             }
         }
     }
@@ -77,7 +93,10 @@ impl Diagnosis {
     pub fn event(&mut self, event: &Event) {
         let id = event.listener.as_ref().and_then(|listener| listener.id);
         match id.and_then(|id| self.cases.get_mut(&id)) {
-            Some(case) => case.event(event),
+            Some(case) => {
+                let room = MOST_CLIENTS.saturating_sub(self.known_clients);
+                self.known_clients += case.event(event, room > 0);
+            }
             None => self.clients.event(event),
         }
     }
@@ -114,8 +133,7 @@ impl Diagnosis {
 
     /// Whether anybody listened at one of these ports.
     fn has_listener(&self, ports: &Ports) -> bool {
-        let mut heard = self.cases().filter_map(|case| case.last.port);
-        heard.any(|port| ports.contains(port))
+        self.heard.iter().any(|&port| ports.contains(port))
     }
 
     /// What every rule has to say, the worst first.
@@ -228,6 +246,8 @@ pub(crate) mod sample {
         };
         Diagnosis {
             settings: cases.iter().map(|case| (case.last.netns, settings.clone())).collect(),
+            known_clients: 0,
+            heard: cases.iter().filter_map(|case| case.last.port).collect(),
             cases: cases.into_iter().map(|case| (case.last.id, case)).collect(),
             clients: Clients::default(),
             watched,

@@ -10,8 +10,6 @@ use crate::event::End;
 /// Prefixes that are counted at once. The rarest makes room for a new one, which takes over its count
 /// (Metwally's space-saving), so what a prefix sent more than one part in so many of is among them.
 const MOST_PREFIXES: usize = 512;
-/// Addresses that are told apart.
-const MOST_ADDRESSES: usize = 1 << 14;
 
 /// A prefix of addresses, `/24` or `/64`: what one site or one spoofer's range usually is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,33 +41,45 @@ impl std::fmt::Display for Prefix {
     }
 }
 
+/// Packets of a prefix: at most so many, some of which may have been those of the one before in its place.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    most: u64,
+    inherited: u64,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    counts: HashMap<Prefix, u64>,
+    counts: HashMap<Prefix, Count>,
     addresses: HashSet<IpAddr>,
     total: u64,
+    /// Not all addresses were told apart.
+    is_cut: bool,
 }
 
 impl Sources {
-    pub fn add(&mut self, peer: &End) {
-        let Some(address) = peer.address else { return };
+    /// Counts a packet of this sender; whether that is a new one. Without room, senders are not told apart.
+    pub fn add(&mut self, peer: &End, room: bool) -> bool {
+        let Some(address) = peer.address else { return false };
         self.total += 1;
-        if self.addresses.len() < MOST_ADDRESSES {
-            self.addresses.insert(address);
-        }
-        let prefix = Prefix::of(address);
+        self.count(Prefix::of(address));
+        self.is_cut |= !room;
+        room && self.addresses.insert(address)
+    }
+
+    fn count(&mut self, prefix: Prefix) {
         if let Some(count) = self.counts.get_mut(&prefix) {
-            *count += 1;
+            count.most += 1;
             return;
         }
-        let mut before = 0;
+        let mut inherited = 0;
         if self.counts.len() == MOST_PREFIXES
-            && let Some((&rarest, &count)) = self.counts.iter().min_by_key(|(_, count)| **count)
+            && let Some((&rarest, count)) = self.counts.iter().min_by_key(|(_, count)| count.most)
         {
+            inherited = count.most;
             self.counts.remove(&rarest);
-            before = count;
         }
-        self.counts.insert(prefix, before + 1);
+        self.counts.insert(prefix, Count { most: inherited + 1, inherited });
     }
 
     /// Packets whose sender was seen.
@@ -81,13 +91,17 @@ impl Sources {
     /// Different addresses, and whether there may be more.
     #[must_use]
     pub fn addresses(&self) -> (usize, bool) {
-        (self.addresses.len(), self.addresses.len() == MOST_ADDRESSES)
+        (self.addresses.len(), self.is_cut)
     }
 
-    /// The prefixes that sent most, with what each sent.
+    /// The prefixes that sent most, with what each sent at least.
     #[must_use]
     pub fn top(&self, most: usize) -> Vec<(Prefix, u64)> {
-        let mut all: Vec<_> = self.counts.iter().map(|(&prefix, &count)| (prefix, count)).collect();
+        let mut all: Vec<_> = self
+            .counts
+            .iter()
+            .map(|(&prefix, count)| (prefix, count.most - count.inherited))
+            .collect();
         all.sort_by_key(|&(prefix, count)| (std::cmp::Reverse(count), prefix));
         all.truncate(most);
         all
@@ -117,16 +131,16 @@ mod tests {
     fn the_loudest_is_found_among_more_than_there_is_room_for() {
         let mut sources = Sources::default();
         for i in 0..20_000_u32 {
-            sources.add(&end(Ipv4Addr::from(0x0a00_0000 + (i << 8))));
+            sources.add(&end(Ipv4Addr::from(0x0a00_0000 + (i << 8))), i < 10_000);
             if i % 10 == 0 {
-                sources.add(&end(Ipv4Addr::new(198, 51, 100, 7)));
+                sources.add(&end(Ipv4Addr::new(198, 51, 100, 7)), i < 10_000);
             }
         }
         assert_eq!(sources.total(), 22_000);
-        assert_eq!(sources.addresses(), (MOST_ADDRESSES, true));
+        assert_eq!(sources.addresses(), (10_001, true));
         assert_eq!(sources.counts.len(), MOST_PREFIXES);
         let (prefix, count) = sources.top(1)[0];
         assert_eq!(prefix.to_string(), "198.51.100.0/24");
-        assert!(count >= 2000);
+        assert_eq!(count, 2000);
     }
 }

@@ -113,7 +113,7 @@ mod tests {
         });
         for i in 0..991 {
             let address = Some(from(i).into());
-            case.sources.add(&End { address, port: Some(1), path: None });
+            case.sources.add(&End { address, port: Some(1), path: None }, true);
         }
         case
     }
