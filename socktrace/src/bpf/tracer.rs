@@ -505,8 +505,10 @@ impl Tracer {
         }
         self.refusals_missed = self.misses_of(UNIX_CONNECTED) > 0;
         let mut tracked = Vec::new();
-        // An event that was missed moved counters that the next one took for its own.
-        let unsure = self.backend == Some(Backend::Tracepoint) && self.lost().total() > 0;
+        // An event that was missed moved counters that the next one took for its own. One that found the ring buffer
+        // full was counted before.
+        let lost = self.lost();
+        let unsure = self.backend == Some(Backend::Tracepoint) && lost.total() > lost.ring_full;
         self.closed.clear();
         for index in 0..used {
             let slot = self.slots.read(index);

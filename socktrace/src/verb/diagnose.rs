@@ -25,7 +25,7 @@ use crate::{
     event::{self, Kind},
     filter::Filter,
     host,
-    model::{Listener, Owner},
+    model::{Family, Listener, Owner},
     view::{
         column::by_trouble,
         finding::{self, Page},
@@ -332,9 +332,19 @@ fn text(
     let seconds = watched.as_secs_f64();
     let many = listeners.len();
     let plural = if many == 1 { "" } else { "s" };
+    // With tracepoints, what some of them lost may not be known.
+    let unknown = listeners
+        .iter()
+        .filter(|l| l.family != Family::Unix && l.totals.drops.total().is_none())
+        .count();
     if findings.is_empty() {
         let said = if many == 0 {
             format!("No listener was there to watch in {seconds:.1} s.")
+        } else if unknown > 0 {
+            format!(
+                "Nothing was found about {many} listener{plural} in {seconds:.1} s, but what {unknown} of them lost \
+                 could not be counted."
+            )
         } else {
             format!(
                 "All is well: {many} listener{plural} lost or delayed nothing in {seconds:.1} s."

@@ -8,6 +8,8 @@ use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
 
 /// One prefix that sends this part of all is worth a rule of its own.
 const LOUD_PERCENT: u64 = 50;
+/// One that sends less is as good as any other.
+const WORTH_NAMING_PERCENT: u64 = 5;
 /// With fewer handshakes it may be anything.
 const MANY: u64 = 100;
 
@@ -34,20 +36,7 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         },
         without_room(handshakes, case)
     );
-    let (addresses, more) = case.sources.addresses();
-    let top = case.sources.top(3);
-    let from: Vec<String> =
-        top.iter().map(|(prefix, packets)| format!("{prefix} ({packets})")).collect();
-    let from = if from.is_empty() {
-        "Their senders were not seen.".to_owned()
-    } else {
-        format!(
-            "The {} senders that were seen{} are of {}.",
-            addresses,
-            if more { " (there may be more)" } else { "" },
-            from.join(", ")
-        )
-    };
+    let from = senders(case);
     let cause = format!(
         "Their senders do not answer the SYN-ACK, as forged ones do not. {from} {}",
         limit(case, diagnosis)
@@ -63,6 +52,24 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         .says(summary, cause)
         .advises(remedy(case, diagnosis));
     Some(sources(finding, case))
+}
+
+/// Where they come from, in a sentence.
+fn senders(case: &Case) -> String {
+    let (addresses, more) = case.sources.addresses();
+    let top = case.sources.top(3);
+    let Some((_, most)) = top.first() else { return "Their senders were not seen.".to_owned() };
+    let more = if more { "more than " } else { "" };
+    if most * 100 < case.sources.total() * WORTH_NAMING_PERCENT {
+        return format!("They come from everywhere: {more}{addresses} senders were seen.");
+    }
+    let top: Vec<String> =
+        top.iter().map(|(prefix, packets)| format!("{prefix} ({packets})")).collect();
+    format!(
+        "Of {} packets with {more}{addresses} senders, most are from {}.",
+        case.sources.total(),
+        top.join(", ")
+    )
 }
 
 fn remedy(case: &Case, diagnosis: &Diagnosis) -> Remedy {
