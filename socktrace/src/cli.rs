@@ -185,13 +185,8 @@ pub struct TraceArgs {
     after_help = "Exit codes: 0 all is well, 10 there are findings, else as of every command."
 )]
 pub struct DiagnoseArgs {
-    /// json: the findings, each listener as it was over the whole time, and the summary
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
-
-    /// The same as -o json: one object a line
-    #[arg(long, conflicts_with = "output")]
-    pub json: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 
     #[command(flatten)]
     pub filter: FilterArgs,
@@ -206,18 +201,6 @@ pub struct DiagnoseArgs {
 
     #[command(flatten)]
     pub kernel: KernelArgs,
-
-    /// Mark findings by how bad they are
-    #[arg(long, value_enum, default_value_t = Color::Auto)]
-    pub color: Color,
-
-    /// Say more on stderr; twice: messages of the eBPF programs too
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-
-    /// Say nothing on stderr but errors
-    #[arg(short, long, conflicts_with = "verbose")]
-    pub quiet: bool,
 }
 
 #[derive(Args, Debug)]
@@ -276,15 +259,41 @@ pub struct FilterArgs {
     pub comm: Option<String>,
 }
 
-/// Flags common to the views.
+/// How to say it.
 #[derive(Args, Debug, Default)]
-pub struct ViewArgs {
+pub struct FormArgs {
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 
     /// The same as -o json: one object a line
     #[arg(long, conflicts_with = "output")]
     pub json: bool,
+
+    /// Mark trouble red, what is nearly trouble yellow
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+
+    /// Say more on stderr; twice: messages of the eBPF programs too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+impl FormArgs {
+    #[must_use]
+    pub fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
+}
+
+/// Flags common to the views.
+#[derive(Args, Debug, Default)]
+pub struct ViewArgs {
+    #[command(flatten)]
+    pub form: FormArgs,
 
     #[command(flatten)]
     pub filter: FilterArgs,
@@ -297,18 +306,6 @@ pub struct ViewArgs {
     /// Rows only
     #[arg(short = 'H', long)]
     pub no_header: bool,
-
-    /// Mark full queues red, nearly full ones yellow
-    #[arg(long, value_enum, default_value_t = Color::Auto)]
-    pub color: Color,
-
-    /// Say more on stderr; twice: messages of the eBPF programs too
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-
-    /// Say nothing on stderr but errors
-    #[arg(short, long, conflicts_with = "verbose")]
-    pub quiet: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -374,13 +371,6 @@ impl TopArgs {
     #[must_use]
     pub fn count(&self) -> Option<u64> {
         self.times.or(self.count)
-    }
-}
-
-impl ViewArgs {
-    #[must_use]
-    pub fn output(&self) -> Output {
-        if self.json { Output::Json } else { self.output }
     }
 }
 
@@ -479,7 +469,7 @@ mod tests {
         assert_eq!((top.interval(), top.count()), (Duration::from_millis(500), Some(3)));
         assert_eq!(top.view.filter.port.len(), 2);
         assert_eq!(top.view.filter.filter().unwrap().families.len(), 2);
-        assert_eq!(parse("socktrace --json").top.view.output(), Output::Json);
+        assert_eq!(parse("socktrace --json").top.view.form.output(), Output::Json);
     }
 
     #[test]

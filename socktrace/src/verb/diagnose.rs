@@ -47,7 +47,7 @@ const USUAL: usize = 80;
 
 /// Returns how many findings there are.
 pub fn run(args: &DiagnoseArgs) -> Result<usize> {
-    start_log(args.verbose, args.quiet);
+    start_log(args.form.verbose, args.form.quiet);
     let filter = args.filter.filter()?;
     need_privileges("diagnose")?;
     let mut findings = 0;
@@ -100,14 +100,14 @@ impl Run {
             events: Some(wanted(&filter)),
             samples: true,
             filter: &filter,
-            quiet: args.quiet,
+            quiet: args.form.quiet,
         })?;
         let mut names = Names::default();
         let tracked = watch.named()?;
         // Whose listener an event is of is asked here; the kernel side sends all of the ports.
         names.learn(&mut watch, &Filter::default(), &tracked);
         watch.announce();
-        if !args.quiet {
+        if !args.form.quiet {
             if let Some(missing) = unseen(&watch) {
                 say!("socktrace: {missing}");
             }
@@ -187,7 +187,8 @@ impl Run {
         listeners.sort_by(|a, b| by_trouble(a, b).then_with(|| a.id.cmp(&b.id)));
         let watched = self.diagnosis.watched;
         let mut out = BufWriter::new(io::stdout());
-        let json = args.json || args.output == Output::Json;
+        let output = args.form.output();
+        let json = output == Output::Json;
         if json {
             let time = SystemTime::now();
             for finding in &findings {
@@ -200,8 +201,8 @@ impl Run {
             let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
             let page = Page {
                 columns: columns.unwrap_or(USUAL).clamp(40, WIDEST),
-                color: args.color.on_stdout(),
-                wide: args.output == Output::Wide,
+                color: args.form.color.on_stdout(),
+                wide: output == Output::Wide,
                 netns: listeners.windows(2).any(|two| two[0].netns != two[1].netns),
             };
             text(&mut out, page, &findings, &listeners, watched)?;

@@ -36,7 +36,7 @@ const BATCH: usize = 1 << 14;
 const LATE_NS: u64 = 10_000_000;
 
 pub fn run(args: &EventsArgs) -> Result<()> {
-    start_log(args.view.verbose, args.view.quiet);
+    start_log(args.view.form.verbose, args.view.form.quiet);
     let printer = Printer::new(&args.view, by_address)?;
     if args.view.sort.is_some() {
         return Err(Error::Usage("--sort: events come in the order of their times".into()));
@@ -102,7 +102,7 @@ impl Stream {
             events: Some(args.wanted(&filter)?),
             samples: false,
             filter: &filter,
-            quiet: args.view.quiet,
+            quiet: args.view.form.quiet,
         })?;
         refuse_or_say(args, &watch)?;
         let mut stream = Self {
@@ -281,7 +281,7 @@ fn refuse_or_say(args: &EventsArgs, watch: &Watch) -> Result<()> {
                 .into(),
         });
     }
-    if !missing.is_empty() && !args.view.quiet {
+    if !missing.is_empty() && !args.view.form.quiet {
         let backend = watch.tracer.backend().map_or("none", bpf::Backend::name);
         say!("socktrace: not shown with {backend}:{}", list(&missing));
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub fn run(args: &ListArgs) -> Result<()> {
-    start_log(args.view.verbose, args.view.quiet);
+    start_log(args.view.form.verbose, args.view.form.quiet);
     let mut printer = Printer::new(&args.view, by_address)?;
     let mut host = Host::read(proc())?;
     let mut missing = limits(&host);
@@ -28,7 +28,7 @@ pub fn run(args: &ListArgs) -> Result<()> {
     };
     let interval = Engine::default().interval(now(), &tracked, &host);
     printer.listeners(interval.listeners, None)?;
-    if !args.view.quiet {
+    if !args.view.form.quiet {
         for missing in missing {
             say!("socktrace: not shown: {missing}");
         }

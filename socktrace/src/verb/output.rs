@@ -41,11 +41,11 @@ impl Printer {
             .as_ref()
             .and_then(|key| COLUMNS.iter().find(|column| column.key == key))
             .map_or(order, |column| column.order);
-        let output = args.output();
+        let output = args.form.output();
         let style = Style {
             wide: output == Output::Wide,
             header: !args.no_header,
-            color: args.color.on_stdout(),
+            color: args.form.color.on_stdout(),
         };
         Ok(Self {
             out: BufWriter::with_capacity(BATCH_SIZE, io::stdout()),

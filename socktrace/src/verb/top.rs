@@ -15,7 +15,7 @@ use crate::{bpf, cli::TopArgs, error::Result, view::column::by_trouble};
 const WATCH: Duration = Duration::from_secs(1);
 
 pub fn run(args: &TopArgs) -> Result<()> {
-    start_log(args.view.verbose, args.view.quiet);
+    start_log(args.view.form.verbose, args.view.form.quiet);
     let printer = Printer::new(&args.view, by_trouble)?;
     need_privileges("top")?;
     block_on(trace(args, printer))
@@ -28,7 +28,7 @@ async fn trace(args: &TopArgs, mut printer: Printer) -> Result<()> {
         events: None,
         samples: false,
         filter: printer.filter(),
-        quiet: args.view.quiet,
+        quiet: args.view.form.quiet,
     })?;
     watch.announce();
     let log = bpf::drain_log(watch.tracer.take_log());

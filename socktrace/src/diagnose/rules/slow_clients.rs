@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::{
     Look, Rule,
-    syn_queue_full::{FACTS, Handshakes, enlarge, limit, sources, without_room},
+    syn_queue_full::{FACTS, Handshakes, full},
     time,
 };
-use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Severity};
+use crate::diagnose::{Case, Diagnosis, Finding};
 
 /// A handshake that takes longer was on a long way, or its SYN-ACK was sent again.
 const SLOW_NS: u64 = 200_000_000;
@@ -32,21 +32,12 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     } else {
         format!("{retransmits} SYN-ACKs had to be sent again before clients answered")
     };
-    let summary = format!(
-        "the SYN queue was full ({} at a limit of {}) of slow clients: {slow}; {}",
-        case.last.syn.peak.unwrap_or(0),
-        case.last.syn.limit.unwrap_or(0),
-        without_room(handshakes, case)
-    );
-    let cause = format!(
-        "The clients are real, {} came through, but each is half-open for long: a long way, or packets lost on it. {}",
+    let why = format!(
+        "The clients are real, {} came through, but each is half-open for long, {slow}: a long way, or packets \
+         lost on it.",
         handshakes.completed,
-        limit(case, diagnosis)
     );
-    let finding = Finding::new(RULE.id, Severity::Critical, Confidence::Likely)
-        .says(summary, cause)
-        .advises(enlarge(case, diagnosis));
-    Some(sources(finding, case))
+    Some(full(RULE.id, case, diagnosis, " of slow clients", &why))
 }
 
 #[cfg(test)]

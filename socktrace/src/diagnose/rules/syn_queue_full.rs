@@ -168,21 +168,29 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     if handshakes.dropped == 0 {
         return None;
     }
+    let why = "More clients began a handshake at once than the SYN queue holds; most of those that fitted came \
+               through quickly.";
+    Some(full(RULE.id, case, diagnosis, "", why))
+}
+
+/// The SYN queue was full and clients were real: more of them fit into a larger one.
+pub(super) fn full(
+    rule: &'static str,
+    case: &Case,
+    diagnosis: &Diagnosis,
+    of: &str,
+    why: &str,
+) -> Finding {
     let summary = format!(
-        "the SYN queue was full ({} at a limit of {}): {}",
+        "the SYN queue was full ({} at a limit of {}){of}: {}",
         case.last.syn.peak.unwrap_or(0),
         case.last.syn.limit.unwrap_or(0),
-        without_room(handshakes, case)
+        without_room(Handshakes::of(case), case)
     );
-    let cause = format!(
-        "More clients began a handshake at once than the SYN queue holds; most of those that fitted came \
-         through quickly. {}",
-        limit(case, diagnosis)
-    );
-    let finding = Finding::new(RULE.id, Severity::Critical, Confidence::Likely)
-        .says(summary, cause)
+    let finding = Finding::new(rule, Severity::Critical, Confidence::Likely)
+        .says(summary, format!("{why} {}", limit(case, diagnosis)))
         .advises(enlarge(case, diagnosis));
-    Some(sources(finding, case))
+    sources(finding, case)
 }
 
 #[cfg(test)]
