@@ -28,7 +28,7 @@ use crate::{
 #[command(name = "socktrace", version, args_conflicts_with_subcommands = true)]
 #[command(
     after_help = "Exit codes: 0 fine, 1 failed while running, 2 wrong usage, 3 a privilege is \
-                        missing, 4 the kernel lacks something."
+                        missing, 4 the kernel lacks something, 10 `diagnose` found something."
 )]
 pub struct Cli {
     #[command(subcommand)]

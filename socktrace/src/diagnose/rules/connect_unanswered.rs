@@ -89,7 +89,8 @@ fn one(diagnosis: &Diagnosis, netns: u32, to: &End, what: &Unanswered) -> Option
         "Look for what drops packets on the way: `nft list ruleset`, `ip rule`, `ip route get`, network policies; \
          `tcpdump -ni any 'tcp[tcpflags] & tcp-syn != 0'` shows how far the SYN comes."
     };
-    let mut finding = Finding::new(RULE.id, Severity::Warning, confidence)
+    let severity = if at.is_empty() { Severity::Info } else { Severity::Warning };
+    let mut finding = Finding::new(RULE.id, severity, confidence)
         .says(summary, cause)
         .advises(Remedy::text(remedy))
         .measured("netns", netns)

@@ -3,7 +3,9 @@
 use super::{Look, Rule, count};
 use crate::{
     diagnose::{Confidence, Diagnosis, Finding, Remedy, Severity},
+    event::End,
     filter::Filter,
+    model::Listener,
 };
 
 pub(super) const RULE: Rule = Rule {
@@ -45,6 +47,9 @@ fn look(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
         if to.port.is_some_and(|port| asked.iter().any(|ports| ports.contains(port))) {
             continue;
         }
+        if diagnosis.cases().any(|case| is_other_loopback(&case.last, *netns, to)) {
+            continue;
+        }
         let who = refused
             .caller
             .as_ref()
@@ -77,6 +82,17 @@ fn look(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
     found
 }
 
+/// Whether a listener is what a client gets next that tried the other family's loopback address first, as those do
+/// that connect to `localhost`.
+fn is_other_loopback(l: &Listener, netns: u32, to: &End) -> bool {
+    let (Some(tried), Some(held)) = (to.address, l.address) else { return false };
+    let covers = held.is_loopback() || held.is_unspecified();
+    tried.is_loopback()
+        && covers
+        && tried.is_ipv4() != held.is_ipv4()
+        && (l.netns, l.port) == (netns, to.port)
+}
+
 fn finding(severity: Severity, summary: String, cause: &str) -> Finding {
     Finding::new(RULE.id, severity, Confidence::Certain).says(summary, cause).advises(Remedy::text(
         "Start the service, or look why it ended (`systemctl status`, its log); `socktrace list` shows who listens \
@@ -88,6 +104,23 @@ fn finding(severity: Severity, summary: String, cause: &str) -> Finding {
 mod tests {
     use super::*;
     use crate::diagnose::sample::{diagnosis, with};
+
+    #[test]
+    fn clients_of_localhost_try_both_families() {
+        let check = |held: &str, tried: &str, expect| {
+            let case = with(16, |l| l.address = Some(held.parse().unwrap()));
+            let to = End { address: Some(tried.parse().unwrap()), port: Some(8080), path: None };
+            assert_eq!(
+                is_other_loopback(&case.last, case.last.netns, &to),
+                expect,
+                "{held} {tried}"
+            );
+        };
+        check("127.0.0.1", "::1", true);
+        check("0.0.0.0", "::1", true);
+        check("10.0.0.1", "::1", false);
+        check("127.0.0.1", "127.0.0.2", false);
+    }
 
     #[test]
     fn a_port_that_was_asked_for_has_to_have_a_listener() {
