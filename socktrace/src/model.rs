@@ -195,6 +195,48 @@ pub struct Totals {
     pub migrated_in: Option<u64>,
 }
 
+impl Totals {
+    /// Every one of the counts.
+    fn counts(&mut self) -> [&mut Option<u64>; 26] {
+        let drops = &mut self.drops;
+        [
+            &mut self.syns,
+            &mut self.syns_repeated,
+            &mut self.requests_queued,
+            &mut self.established,
+            &mut self.accepted,
+            &mut self.synack_retransmits,
+            &mut self.cookies_sent,
+            &mut self.cookies_accepted,
+            &mut self.cookies_failed,
+            &mut self.cookies_overflowed,
+            &mut self.resets_on_overflow,
+            &mut self.requests_expired,
+            &mut self.requests_reset,
+            &mut self.acks_deferred,
+            &mut self.fastopen_established,
+            &mut self.fastopen_queue_full,
+            &mut self.lost_on_close,
+            &mut self.connects_waited,
+            &mut self.connects_refused,
+            &mut self.migrated_out,
+            &mut self.migrated_in,
+            &mut drops.accept_queue_full_on_syn,
+            &mut drops.accept_queue_full_on_ack,
+            &mut drops.syn_queue_full,
+            &mut drops.syn_backlog_reserve,
+            &mut drops.other,
+        ]
+    }
+
+    /// Takes away what had been counted at some moment.
+    pub fn subtract(&mut self, mut before: Self) {
+        for (count, before) in self.counts().into_iter().zip(before.counts()) {
+            *count = count.map(|count| count.saturating_sub(before.unwrap_or(0)));
+        }
+    }
+}
+
 /// SYNs and final ACKs that the listener threw away, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Drops {
@@ -399,6 +441,16 @@ mod tests {
         // 96 and 97 fit: the rule that lets in fewer binds.
         let tie = SynLimit::new(97, 0, 128, Some(true));
         assert_eq!((tie.rule, tie.capacity), (SynRule::Backlog, Some(97)));
+    }
+
+    #[test]
+    fn every_total_is_subtracted() {
+        let mut totals = crate::view::sample().totals;
+        let all = serde_json::to_value(totals).unwrap().as_object().unwrap().len();
+        let drops = serde_json::to_value(totals.drops).unwrap().as_object().unwrap().len();
+        assert_eq!(totals.counts().len(), all - 1 + drops);
+        totals.subtract(totals);
+        assert_eq!(totals.counts().iter().filter_map(|count| **count).sum::<u64>(), 0);
     }
 
     #[test]

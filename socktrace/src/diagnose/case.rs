@@ -14,8 +14,11 @@ const MOST_BURSTS: usize = 1 << 12;
 /// A time during which the accept queue was full in every interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
+    /// At most: in its last interval it may have been full for a moment.
     pub time: Duration,
-    /// Intervals.
+    /// Of that, intervals at whose end most of the queue was still there.
+    pub held: Duration,
+    /// How many intervals these were.
     pub looks: u32,
     /// Connections that entered the queue.
     pub entered: u64,
@@ -64,6 +67,12 @@ pub struct Case {
     /// How long no connection was accepted though there was one, up to now and at most.
     idle: Duration,
     pub longest_idle: Duration,
+    /// How many waited then.
+    pub idle_depth: u32,
+    /// Such times that are over: the first ones.
+    idles: Vec<Duration>,
+    /// The longest that the head of the queue was seen to have waited.
+    pub longest_wait: Duration,
     pub accepted: u64,
     /// Who sent what the SYN queue had no room for, or what was never finished.
     pub sources: Sources,
@@ -74,9 +83,12 @@ pub struct Case {
     syns_turned_away: HashSet<(IpAddr, u16)>,
     /// Packets of these whose sender was seen.
     syns_seen: u64,
-    /// Since the last interval: new among these, and packets whose sender was seen.
+    /// New among these since the last interval.
     new_clients: u64,
+    /// Packets of these: all, those whose sender was seen, and those that were counted as a client's for want of that.
+    drops: u64,
     drops_seen: u64,
+    drops_unseen: u64,
 }
 
 impl Case {
@@ -92,6 +104,9 @@ impl Case {
             needs: Vec::new(),
             idle: Duration::ZERO,
             longest_idle: Duration::ZERO,
+            idle_depth: 0,
+            idles: Vec::new(),
+            longest_wait: Duration::ZERO,
             accepted: 0,
             sources: Sources::default(),
             acceptors: Vec::new(),
@@ -99,7 +114,9 @@ impl Case {
             syns_turned_away: HashSet::new(),
             syns_seen: 0,
             new_clients: 0,
+            drops: 0,
             drops_seen: 0,
+            drops_unseen: 0,
         }
     }
 
@@ -114,24 +131,34 @@ impl Case {
             (accepted(before, &now), since(|l| l.totals.established), since(lost_at_accept_queue))
         };
         let lost = lost.unwrap_or(0);
-        // Those whose packet nobody saw may all be different ones.
-        let new_clients = self.new_clients + lost.saturating_sub(self.drops_seen);
-        (self.new_clients, self.drops_seen) = (0, 0);
+        let new_clients = self.new_clients(lost);
         self.accepted += accepted.unwrap_or(0);
 
+        let drains_not =
+            now.accept.depth.unwrap_or(0) * 2 >= now.accept.capacity.unwrap_or(u32::MAX);
         let waited = now.accept.depth > Some(0) && self.last.accept.depth > Some(0);
-        self.idle = if waited && none_accepted(&self.last, &now) {
-            self.idle + time
+        if waited && none_accepted(&self.last, &now) {
+            self.idle += time;
+            if self.idle >= self.longest_idle {
+                self.longest_idle = self.idle;
+                self.idle_depth = now.accept.depth.unwrap_or(0);
+            }
         } else {
-            Duration::ZERO
-        };
-        self.longest_idle = self.longest_idle.max(self.idle);
+            let over = std::mem::take(&mut self.idle);
+            if !over.is_zero() && self.idles.len() < MOST_BURSTS {
+                self.idles.push(over);
+            }
+        }
+        self.longest_wait = self.longest_wait.max(now.oldest_wait.unwrap_or_default());
 
         if now.accept.was_full() || lost > 0 {
             self.runs += u32::from(self.run.is_none());
             let run = self.run.get_or_insert_default();
             run.time += time;
-            run.looks += 1;
+            if drains_not {
+                run.held += time;
+                run.looks += 1;
+            }
             run.entered += entered.unwrap_or(0);
             run.accepted += accepted.unwrap_or(0);
             run.turned_away += new_clients;
@@ -142,7 +169,10 @@ impl Case {
             if run.need() >= self.largest.need() {
                 self.largest = *run;
             }
-        } else if let Some(over) = self.run.take()
+        }
+        // A queue that drained begins another run when it is full again.
+        if !drains_not
+            && let Some(over) = self.run.take()
             && self.needs.len() < MOST_BURSTS
         {
             self.needs.push(over.need());
@@ -227,6 +257,33 @@ impl Case {
         let all = [drops.syn_queue_full, drops.syn_backlog_reserve, totals.cookies_sent];
         let all: u64 = all.into_iter().flatten().sum();
         self.syns_turned_away.len() as u64 + all.saturating_sub(self.syns_seen)
+    }
+
+    /// How long nothing was accepted, usually: the median of such times but for the longest.
+    #[must_use]
+    pub fn usual_idle(&self) -> Duration {
+        let mut idles = self.idles.clone();
+        idles.sort_unstable();
+        if idles.last() == Some(&self.longest_idle) {
+            idles.pop();
+        }
+        idles.get(idles.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// Whether nothing was accepted at all, and connections wait still.
+    #[must_use]
+    pub fn never_accepted(&self) -> bool {
+        self.accepted == 0 && !self.idle.is_zero()
+    }
+
+    /// How many clients found the accept queue full since the last interval, which lost so many packets. Those
+    /// whose sender was not seen may all be different ones; their events may come a little later than their count.
+    fn new_clients(&mut self, lost: u64) -> u64 {
+        self.drops += lost;
+        let seen = std::mem::take(&mut self.new_clients);
+        let unseen = self.drops.saturating_sub(self.drops_seen);
+        let before = std::mem::replace(&mut self.drops_unseen, unseen);
+        (seen + unseen).saturating_sub(before)
     }
 
     /// Whether no connection is accepted now though one waits, for long enough to look at who should.

@@ -52,6 +52,8 @@ pub struct Unanswered {
     pub pending: u64,
     pub slowest: Duration,
     pub caller: Option<Caller>,
+    /// To an address of its own network namespace.
+    pub is_local: bool,
 }
 
 /// A network namespace and where to in it.
@@ -71,7 +73,8 @@ impl Clients {
         let caller = caller.map(|c| Caller { pid: c.pid, comm: c.comm.clone() });
         match &event.what {
             What::Bind { asked, explicit: true, outcome, conflict, unprivileged, .. }
-                if outcome.failed()
+                if is_refused(*outcome)
+                    && asked.path.is_none()
                     && event.socket.as_ref().is_none_or(|s| s.kind != SocketKind::Datagram) =>
             {
                 let key = ((netns, asked.text()), outcome.0);
@@ -109,7 +112,10 @@ impl Clients {
                 if !failed && !slow || destination.path.is_some() {
                     return;
                 }
-                let new = || (destination.clone(), Unanswered { caller, ..Unanswered::default() });
+                let is_local = is_local(source, destination);
+                let new = || {
+                    (destination.clone(), Unanswered { caller, is_local, ..Unanswered::default() })
+                };
                 if let Some((_, unanswered)) = entry(&mut self.unanswered, place, new) {
                     unanswered.failed += u64::from(failed);
                     unanswered.slow += u64::from(slow);
@@ -121,12 +127,13 @@ impl Clients {
     }
 
     /// A connect that waits for an answer when the watch ends, though the SYN was sent again.
-    pub fn waits(&mut self, netns: u32, destination: (IpAddr, u16), owner: Option<&Owner>) {
-        let (address, port) = destination;
+    pub fn waits(&mut self, netns: u32, source: IpAddr, to: (IpAddr, u16), owner: Option<&Owner>) {
+        let (address, port) = to;
+        let is_local = source == address;
         let caller = owner.map(|owner| Caller { pid: owner.pid, comm: owner.comm.clone() });
         let to = End { address: Some(address), port: Some(port), path: None };
         let place = (netns, to.text());
-        let new = || (to, Unanswered { caller, ..Unanswered::default() });
+        let new = || (to, Unanswered { caller, is_local, ..Unanswered::default() });
         if let Some((_, unanswered)) = entry(&mut self.unanswered, place, new) {
             unanswered.pending += 1;
         }
@@ -139,6 +146,11 @@ fn entry<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, new: impl FnOnce() -> V) -
         return None;
     }
     Some(map.entry(key).or_insert_with(new))
+}
+
+/// Whether a `bind()` failed for a reason that is not the program's own mistake.
+fn is_refused(outcome: Outcome) -> bool {
+    [Errno::EADDRINUSE, Errno::EACCES, Errno::EADDRNOTAVAIL].iter().any(|&errno| outcome.is(errno))
 }
 
 /// Whether a connect stayed on this machine: to itself the kernel connects from the address it connects to.

@@ -53,6 +53,8 @@ pub struct Finding {
     pub rule: &'static str,
     /// `None` for trouble that no listener has.
     pub listener: Option<Arc<Listener>>,
+    /// The namespace whose listeners it may be about, where that is all that is known.
+    pub netns: Option<u32>,
     pub severity: Severity,
     pub confidence: Confidence,
     pub summary: String,
@@ -70,6 +72,7 @@ impl Finding {
         Self {
             rule,
             listener: None,
+            netns: None,
             severity,
             confidence,
             summary: String::new(),

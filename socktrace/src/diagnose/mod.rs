@@ -15,11 +15,12 @@ pub use acceptor::Acceptor;
 pub use case::{Case, Run};
 pub use clients::{Clients, Unanswered};
 pub use finding::{Confidence, Finding, Remedy, Severity};
+pub(crate) use rules::is_uncounted;
 pub use rules::{RULES, STALLED};
 pub use sources::Sources;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -64,16 +65,22 @@ pub struct Diagnosis {
     heard: HashSet<u16>,
     pub clients: Clients,
     pub settings: HashMap<u32, Settings>,
+    /// What the kernel dropped of listeners' packets in a namespace (ListenDrops).
+    pub kernel_drops: BTreeMap<u32, u64>,
     pub watched: Duration,
 }
 
 impl Diagnosis {
+    /// Somebody listens at the ports of these, whether they are watched or not.
+    pub fn hear(&mut self, listeners: &[Listener]) {
+        self.heard.extend(listeners.iter().filter_map(|listener| listener.port));
+    }
+
     /// An interval of this length has ended with these listeners.
     pub fn interval(&mut self, listeners: Vec<Listener>, time: Duration) {
         self.watched += time;
         for listener in listeners {
             let (id, closed) = (listener.id, listener.closed);
-            self.heard.extend(listener.port);
             match self.cases.get_mut(&listener.id) {
                 Some(case) => case.interval(listener, time),
                 None => {
@@ -140,6 +147,14 @@ impl Diagnosis {
     #[must_use]
     pub fn findings(&self, filter: &Filter) -> Vec<Finding> {
         let mut findings = rules::all(self, filter);
+        // Whose trouble is known by other signs is not unknown.
+        let known: HashSet<u32> = findings
+            .iter()
+            .filter_map(|finding| finding.listener.as_deref())
+            .filter(|listener| rules::is_uncounted(listener))
+            .map(|listener| listener.netns)
+            .collect();
+        findings.retain(|finding| finding.netns.is_none_or(|netns| !known.contains(&netns)));
         let place = |finding: &Finding| finding.listener.as_ref().map(|l| (l.endpoint(), l.id));
         findings.sort_by_cached_key(|finding| (finding.severity, place(finding)));
         findings
@@ -151,6 +166,9 @@ fn before_all(mut listener: Listener) -> Listener {
     listener.totals = crate::model::Totals::default();
     listener.accept.peak = None;
     listener.syn.peak = None;
+    // How long what waits has waited for nothing is not known yet.
+    listener.accept.depth = None;
+    listener.oldest_since = None;
     listener
 }
 
@@ -250,6 +268,7 @@ pub(crate) mod sample {
             heard: cases.iter().filter_map(|case| case.last.port).collect(),
             cases: cases.into_iter().map(|case| (case.last.id, case)).collect(),
             clients: Clients::default(),
+            kernel_drops: BTreeMap::new(),
             watched,
         }
     }

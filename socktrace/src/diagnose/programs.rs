@@ -3,7 +3,7 @@
 use crate::model::Listener;
 
 pub struct Program {
-    /// How the executable, or else the process, is called: the beginning of its name.
+    /// How the executable, or the process, is called, without a version.
     names: &'static [&'static str],
     /// What it passes to `listen()` by default; several where its libraries differ.
     pub defaults: &'static [Default],
@@ -47,7 +47,7 @@ const PROGRAMS: &[Program] = &[
     },
     Program {
         names: &["envoy"],
-        defaults: &[default(128, "Envoy", "`tcp_backlog_size: {}` of the listener")],
+        defaults: &[],
         setting: Some("`tcp_backlog_size: {}` of the listener"),
     },
     Program {
@@ -73,6 +73,7 @@ const PROGRAMS: &[Program] = &[
                 "Python's socketserver and http.server",
                 "`request_queue_size = {}` of the server class",
             ),
+            default(10, "Django's runserver", "a server for production (Gunicorn: `--backlog {}`)"),
             default(
                 100,
                 "Python's asyncio",
@@ -112,9 +113,16 @@ pub fn of(listener: &Listener) -> Option<&'static Program> {
     let exe = listener.belongs.exe.as_deref().and_then(|path| path.rsplit('/').next());
     let comms = listener.owners.iter().map(|owner| owner.comm.as_str());
     let names: Vec<&str> = exe.into_iter().chain(comms).collect();
-    PROGRAMS.iter().find(|program| {
-        program.names.iter().any(|known| names.iter().any(|name| name.starts_with(known)))
-    })
+    PROGRAMS
+        .iter()
+        .find(|program| program.names.iter().any(|known| names.iter().any(|name| is(name, known))))
+}
+
+/// Whether a name is a program's, with its version perhaps.
+fn is(name: &str, program: &str) -> bool {
+    let version =
+        |rest: &str| rest.is_empty() || rest.starts_with(|c: char| c == '.' || c.is_ascii_digit());
+    name.strip_prefix(program).is_some_and(version)
 }
 
 /// The default that a listener's backlog is, if its program is known for that.
@@ -163,6 +171,9 @@ mod tests {
         check("/usr/bin/busybox", "redis-server", None, 511, Some("Redis"));
         check("/opt/mine", "mine", Some(511), 511, None);
         check("/usr/bin/node", "node", Some(-1), 511, None);
+        check("/usr/bin/node", "node", Some(511), 511, Some("Node.js"));
+        check("/usr/bin/node_exporter", "node_exporter", Some(511), 511, None);
+        check("/usr/sbin/php-fpm8.2", "php-fpm8.2", Some(511), 511, Some("PHP-FPM"));
     }
 
     #[test]

@@ -174,7 +174,7 @@ fn lost_on_close(t: &Tracked, heirs: bool) -> Option<u64> {
     Some(connections + requests + t.counts[count::LATE])
 }
 
-fn totals(t: &Tracked) -> Totals {
+pub(crate) fn totals(t: &Tracked) -> Totals {
     let count = |index| t.count(index);
     Totals {
         syns: count(count::SYNS),

@@ -18,6 +18,7 @@ const MOST: usize = 1024;
 /// A connect without an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waits {
+    pub source: IpAddr,
     pub destination: (IpAddr, u16),
     pub inode: u64,
     /// How often its SYN was sent again.
@@ -37,6 +38,7 @@ pub fn unanswered(netns: &NetnsPath) -> io::Result<Vec<Waits>> {
                 if let Some(Timer::Retransmit(_, again @ 1..)) = header.timer {
                     let to = &header.socket_id;
                     found.push(Waits {
+                        source: to.source_address,
                         destination: (to.destination_address, to.destination_port),
                         inode: header.inode.into(),
                         again,

@@ -19,13 +19,13 @@ use super::{
 use crate::{
     bpf::{self, Happened, Room, Wanted},
     cli::{DiagnoseArgs, Output},
-    diagnose::{Acceptor, Case, Diagnosis, Finding, STALLED},
-    engine::Now,
+    diagnose::{Acceptor, Case, Diagnosis, Finding, STALLED, is_uncounted},
+    engine::{self, Now},
     error::Result,
     event::{self, Kind},
     filter::Filter,
     host,
-    model::{Family, Listener, Owner},
+    model::{Id, Listener, Owner, Totals},
     view::{
         column::by_trouble,
         finding::{self, Page},
@@ -88,6 +88,8 @@ struct Run {
     names: Names,
     resolver: Resolver,
     diagnosis: Diagnosis,
+    /// What listeners had counted when the watch began: some goes on while everything is being attached.
+    base: HashMap<Id, Totals>,
     /// When the queues were looked at last.
     looked: Instant,
     events: u64,
@@ -106,6 +108,8 @@ impl Run {
         let tracked = watch.named()?;
         // Whose listener an event is of is asked here; the kernel side sends all of the ports.
         names.learn(&mut watch, &Filter::default(), &tracked);
+        let base = |t| Some((engine::named(t, &watch.host).id?, engine::totals(t)));
+        let base = tracked.iter().filter_map(base).collect();
         watch.announce();
         if !args.form.quiet {
             if let Some(missing) = unseen(&watch) {
@@ -120,6 +124,7 @@ impl Run {
             names,
             resolver: Resolver::new(),
             diagnosis: Diagnosis::default(),
+            base,
             looked: Instant::now(),
             events: 0,
         })
@@ -164,7 +169,13 @@ impl Run {
         let time = self.watch.since.saturating_duration_since(self.looked);
         self.looked = self.watch.since;
         let mut listeners = interval.listeners;
+        self.diagnosis.hear(&listeners);
         listeners.retain(|l| self.filter.matches(l) || l.closed && self.diagnosis.knows(l.id));
+        for l in &mut listeners {
+            if let Some(base) = self.base.get(&l.id) {
+                l.totals.subtract(*base);
+            }
+        }
         self.diagnosis.interval(listeners, time);
         self.names.learn(&mut self.watch, &Filter::default(), &tracked);
         self.names.forget(&self.watch);
@@ -181,6 +192,10 @@ impl Run {
         self.drain(end, usize::MAX)?;
         self.look()?;
         self.ask_host();
+        let account = self.watch.reconcile()?;
+        let drops = account.iter().filter(|one| one.counter == "ListenDrops");
+        self.diagnosis.kernel_drops =
+            drops.filter_map(|one| Some((one.netns, one.kernel?))).collect();
         let findings = self.diagnosis.findings(&self.filter);
         let mut listeners: Vec<&Listener> =
             self.diagnosis.cases().map(|case| &*case.last).collect();
@@ -208,7 +223,7 @@ impl Run {
             text(&mut out, page, &findings, &listeners, watched)?;
         }
         out.flush()?;
-        let mut summary = self.watch.finish(Some((self.events, 0)))?;
+        let mut summary = self.watch.finish_with(Some((self.events, 0)), account);
         summary.findings = Some(findings.len());
         if json {
             json::write(&mut out, &summary)?;
@@ -246,7 +261,12 @@ impl Run {
                     for waits in waiting {
                         let owner = host.owners.of(waits.inode).first();
                         if self.filter.wants_client(waits.destination, owner) {
-                            self.diagnosis.clients.waits(inode, waits.destination, owner);
+                            self.diagnosis.clients.waits(
+                                inode,
+                                waits.source,
+                                waits.destination,
+                                owner,
+                            );
                         }
                     }
                 }
@@ -280,7 +300,8 @@ fn unseen(watch: &Watch) -> Option<String> {
         let kind = Kind::SENT.get(number as usize).filter(|&&kind| kind != Kind::Expire)?;
         Some(format!("events of kind {} ({why})", kind.name()))
     });
-    let all: Vec<String> = blind.chain(events).collect();
+    let without = watch.tracer.without().iter().map(|(what, why)| format!("{what} ({why})"));
+    let all: Vec<String> = blind.chain(events).chain(without).collect();
     (!all.is_empty()).then(|| {
         format!(
             "{} does not see, so findings about it may be missing: {}",
@@ -334,10 +355,7 @@ fn text(
     let many = listeners.len();
     let plural = if many == 1 { "" } else { "s" };
     // With tracepoints, what some of them lost may not be known.
-    let unknown = listeners
-        .iter()
-        .filter(|l| l.family != Family::Unix && l.totals.drops.total().is_none())
-        .count();
+    let unknown = listeners.iter().filter(|l| is_uncounted(l)).count();
     if findings.is_empty() {
         let said = if many == 0 {
             format!("No listener was there to watch in {seconds:.1} s.")

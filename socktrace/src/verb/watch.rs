@@ -284,7 +284,7 @@ impl Watch {
     }
 
     /// Compares what was attributed with the kernel's counters, and warns of what is left over.
-    fn reconcile(&mut self) -> Result<Vec<Reconciliation>> {
+    pub(super) fn reconcile(&mut self) -> Result<Vec<Reconciliation>> {
         if !self.tracer.counts() {
             return Ok(Vec::new());
         }
@@ -315,6 +315,15 @@ impl Watch {
     /// `events`: how many were delivered, and how many of them nobody could write.
     pub(super) fn finish(mut self, events: Option<(u64, u64)>) -> Result<Summary> {
         let account = self.reconcile()?;
+        Ok(self.finish_with(events, account))
+    }
+
+    /// The same with the account that was made already.
+    pub(super) fn finish_with(
+        self,
+        events: Option<(u64, u64)>,
+        account: Vec<Reconciliation>,
+    ) -> Summary {
         let summary = Summary::new(
             SystemTime::now(),
             backend(&self.tracer),
@@ -336,7 +345,7 @@ impl Watch {
                 verdict(&summary.reconciliation)
             );
         }
-        Ok(summary)
+        summary
     }
 }
 

@@ -185,7 +185,8 @@ impl Page {
                 text.push_str(&format!(", SYN queue {}", of_limit(&l.syn)));
             }
             if let Some(n) = l.totals.established {
-                text.push_str(&format!("; {n} connections"));
+                let plural = if n == 1 { "" } else { "s" };
+                text.push_str(&format!("; {n} connection{plural}"));
             }
             if let Some(Times { p99_ns, max_ns, count: 1.., .. }) = l.accept_wait {
                 let wait = |ns| super::column::duration(Some(ns));
@@ -209,8 +210,7 @@ impl Page {
             let what =
                 if busy.len() > MOST { "with emptier queues" } else { "without a connection" };
             match (busy.is_empty(), rest) {
-                (true, 1) => writeln!(out, "  It had no connection.")?,
-                (true, _) => writeln!(out, "  None of them had a connection.")?,
+                (true, _) => writeln!(out, "  {rest}, without a connection")?,
                 (false, _) => writeln!(out, "  {rest} more, {what}")?,
             }
         }
@@ -224,7 +224,11 @@ fn of_limit(queue: &Queue) -> String {
     format!("{} of {}", number(queue.peak.max(queue.depth)), number(queue.capacity.or(queue.limit)))
 }
 
+/// A sentence; names of processes stay as they are.
 fn capital(text: &str) -> String {
+    if text.split(' ').next().is_some_and(|word| word.contains('/')) {
+        return format!("{text}.");
+    }
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
         + "."

@@ -1,7 +1,12 @@
 //! A burst that was larger than the backlog.
 
+use std::time::Duration;
+
 use super::{Look, Rule, backlog, count, lost, milliseconds, time};
 use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Severity};
+
+/// Who accepts nothing for so long has a part in a burst.
+const PAUSE: Duration = Duration::from_millis(300);
 
 pub(super) const RULE: Rule = Rule {
     id: "accept_burst",
@@ -12,15 +17,23 @@ pub(super) const RULE: Rule = Rule {
             return None;
         }
         let cause = format!(
-            "{} accepts fast enough, but more connections came at once than the backlog of {} lets in \
-             (one more than the backlog fits).",
-            case.owner(),
+            "{} More connections came at once than the backlog of {} lets in (one more than the backlog fits).",
+            meanwhile(case),
             case.last.accept.limit.unwrap_or(0)
         );
         let found = Finding::new(RULE.id, Severity::Critical, Confidence::Certain);
         Some(burst(found, case, diagnosis, &cause))
     }),
 };
+
+/// Whether the acceptor had a part in it.
+pub(super) fn meanwhile(case: &Case) -> String {
+    if case.longest_idle >= PAUSE {
+        let pause = time(case.longest_idle);
+        return format!("{} accepted nothing for {pause} meanwhile.", case.owner());
+    }
+    format!("{} was not held up, or for a moment only.", case.owner())
+}
 
 /// Where in the record its numbers are.
 pub(super) const FACTS: &[&str] = &[

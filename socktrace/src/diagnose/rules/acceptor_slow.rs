@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Look, Rule, lost, milliseconds, rate, tenths, time};
-use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
+use crate::{
+    diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity},
+    model::Times,
+};
 
 /// A queue that is full for so long at a stretch is no burst.
 const SUSTAINED: Duration = Duration::from_secs(1);
@@ -12,6 +15,8 @@ const LEAST_LOOKS: u32 = 3;
 /// A wait in the accept queue that users notice, and how many connections make a percentile.
 const LONG_WAIT_NS: u64 = 500_000_000;
 const LEAST_WAITS: u64 = 10;
+/// A single wait is told of when it was so long.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) const RULE: Rule = Rule {
     id: "acceptor_slow",
@@ -29,13 +34,25 @@ pub(super) const RULE: Rule = Rule {
     look: Look::Listener(look),
 };
 
+pub(super) const ADVICE: &str = "Accept sooner: more threads or processes that call accept(), or less work \
+                                 between two accept() calls. The backlog has nothing to do with it.";
+
+/// Whether the queue stayed full for so long that it was no burst.
+pub(super) fn is_sustained(case: &Case) -> bool {
+    case.longest.held >= SUSTAINED && case.longest.looks >= LEAST_LOOKS
+}
+
+/// Whether connections waited so long in the accept queue that users notice.
+fn waits_long(case: &Case) -> bool {
+    let often = |waits: &Times| waits.count >= LEAST_WAITS && waits.p99_ns >= LONG_WAIT_NS;
+    case.last.accept_wait.as_ref().is_some_and(often) || case.longest_wait >= LONGEST_WAIT
+}
+
 fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
     let drops = case.lost_at_accept_queue();
     let run = case.longest;
-    let overflows = drops > 0 && run.time >= SUSTAINED && run.looks >= LEAST_LOOKS;
-    let waits =
-        case.last.accept_wait.filter(|w| w.count >= LEAST_WAITS && w.p99_ns >= LONG_WAIT_NS);
-    if !overflows && (waits.is_none() || drops > 0) {
+    let overflows = drops > 0 && is_sustained(case);
+    if !overflows && (drops > 0 || !waits_long(case)) {
         return None;
     }
     let finding = if overflows {
@@ -70,20 +87,22 @@ fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
             .measured("arrival_rate_per_s", tenths(arrive))
             .measured("accept_rate_per_s", tenths(accept))
     } else {
-        let waits = waits?;
-        let (p99, max) = (Duration::from_nanos(waits.p99_ns), Duration::from_nanos(waits.max_ns));
-        let summary = format!(
-            "no connection was lost, but one in a hundred waited {} or more for accept(), the last {}",
-            time(p99),
-            time(max)
-        );
-        let cause = format!("{} takes that long to come back to accept().", case.owner());
-        Finding::new(RULE.id, Severity::Warning, Confidence::Certain).says(summary, cause).advises(
-            Remedy::text(
-                "Accept sooner: more threads or processes that call accept(), or less work between two \
-                 accept() calls. The backlog has nothing to do with it.",
+        let summary = match case.last.accept_wait.filter(|waits| waits.p99_ns >= LONG_WAIT_NS) {
+            Some(waits) => format!(
+                "no connection was lost, but one in a hundred waited {} or more for accept(), the last {}",
+                time(Duration::from_nanos(waits.p99_ns)),
+                time(Duration::from_nanos(waits.max_ns)),
             ),
-        )
+            None => format!(
+                "no connection was lost, but some waited for accept(), up to {}",
+                time(case.longest_wait)
+            ),
+        };
+        let cause = format!("{} takes that long to come back to accept().", case.owner());
+        Finding::new(RULE.id, Severity::Warning, Confidence::Certain)
+            .says(summary, cause)
+            .advises(Remedy::text(ADVICE))
+            .measured("longest_wait_seen_ms", milliseconds(case.longest_wait))
     };
     Some(finding)
 }

@@ -7,7 +7,7 @@ use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
 
 /// So long without an `accept()` while connections wait is a stall…
 pub const STALLED: Duration = Duration::from_secs(1);
-/// …unless it is no more than so many times what an accept takes on average: then it is slow.
+/// …unless it is no more than so many times what it usually takes from one to the next: then it is slow.
 const TIMES_THE_USUAL: u32 = 4;
 
 pub(super) const RULE: Rule = Rule {
@@ -27,9 +27,14 @@ pub(super) const RULE: Rule = Rule {
 };
 
 pub(super) fn is_stalled(case: &Case) -> bool {
-    let accepts = u32::try_from(case.accepted).unwrap_or(u32::MAX);
-    let usual = case.watched.checked_div(accepts).unwrap_or_default();
-    case.longest_idle >= STALLED && case.longest_idle >= usual * TIMES_THE_USUAL
+    let long =
+        case.longest_idle >= STALLED && case.longest_idle >= case.usual_idle() * TIMES_THE_USUAL;
+    long || never_in_a_short_watch(case)
+}
+
+/// Too short a watch to be sure, but it accepted nothing in it.
+fn never_in_a_short_watch(case: &Case) -> bool {
+    case.never_accepted() && case.lost_at_accept_queue() > 0 && case.watched < STALLED * 2
 }
 
 fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
@@ -37,7 +42,7 @@ fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
         return None;
     }
     let lost = case.lost_at_accept_queue();
-    let depth = case.last.accept.depth.unwrap_or(0);
+    let depth = case.idle_depth;
     let idle = time(case.longest_idle);
     let summary = if lost > 0 {
         format!(
@@ -53,7 +58,9 @@ fn look(case: &Case, _: &Diagnosis) -> Option<Finding> {
         )
     };
     let severity = if lost > 0 { Severity::Critical } else { Severity::Warning };
-    let finding = Finding::new(RULE.id, severity, Confidence::Certain)
+    let sure = case.longest_idle >= STALLED;
+    let confidence = if sure { Confidence::Certain } else { Confidence::Possible };
+    let finding = Finding::new(RULE.id, severity, confidence)
         .says(summary, doing(case))
         .advises(no_backlog(remedy(case)));
     Some(measured(finding, case))
@@ -128,6 +135,15 @@ mod tests {
         let waits = Look { depth: 2, ..Look::default() };
         let found = finding(watched(16, &[waits; 20]));
         assert_eq!((found.rule, found.severity), ("acceptor_stalled", Severity::Warning));
+    }
+
+    #[test]
+    fn one_accept_before_does_not_hide_a_stall() {
+        let waits = Look { depth: 3, ..Look::default() };
+        let first = Look { entered: 4, accepted: 1, ..waits };
+        let mut looks = vec![first];
+        looks.extend([waits; 100]);
+        assert_eq!(rules_of(vec![watched(16, &looks)]), ["acceptor_stalled"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::{Look, Rule, count};
 use crate::{
-    diagnose::{Confidence, Diagnosis, Finding, Remedy, Severity},
+    diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity, clients::Bind},
     event::{Conflict, End},
     filter::Filter,
 };
@@ -19,6 +19,9 @@ pub(super) const RULE: Rule = Rule {
 fn look(diagnosis: &Diagnosis, _: &Filter) -> Vec<Finding> {
     let mut found = Vec::new();
     for (((netns, place), _), bind) in &diagnosis.clients.binds {
+        if got_it_after_all(diagnosis, *netns, bind) {
+            continue;
+        }
         let who = bind
             .caller
             .as_ref()
@@ -50,7 +53,20 @@ fn look(diagnosis: &Diagnosis, _: &Filter) -> Vec<Finding> {
     found
 }
 
-fn why(in_use: bool, denied: bool, bind: &super::super::clients::Bind) -> (String, Remedy) {
+/// Whether who failed listens at that port by now.
+fn got_it_after_all(diagnosis: &Diagnosis, netns: u32, bind: &Bind) -> bool {
+    let holds = |case: &Case, pid| case.last.owners.iter().any(|owner| owner.pid == pid);
+    bind.caller.as_ref().is_some_and(|caller| {
+        diagnosis.cases().any(|case| {
+            let at = (case.last.netns, case.last.port) == (netns, bind.asked.port);
+            at && case.last.address == bind.asked.address
+                && !case.last.closed
+                && holds(case, caller.pid)
+        })
+    })
+}
+
+fn why(in_use: bool, denied: bool, bind: &Bind) -> (String, Remedy) {
     if in_use {
         let Some(holder) = bind.conflict.first() else {
             return (
@@ -73,7 +89,7 @@ fn why(in_use: bool, denied: bool, bind: &super::super::clients::Bind) -> (Strin
         );
         let end = End { address: Some(holder.address), port: Some(holder.port), path: None };
         let cause = format!("{name} holds {} ({}).", end.text(), holder.state);
-        return (cause, in_use_remedy(holder, &name));
+        return (cause, in_use_remedy(bind, holder, &name));
     }
     if denied {
         let first = bind.unprivileged.unwrap_or(1024);
@@ -95,32 +111,35 @@ fn why(in_use: bool, denied: bool, bind: &super::super::clients::Bind) -> (Strin
     (
         cause.into(),
         Remedy::text(
-            "Correct the address in the program's configuration; `ip address` shows which there are.",
+            "Correct the address in the configuration; `ip address` shows which there are.",
         ),
     )
 }
 
-fn in_use_remedy(holder: &Conflict, name: &str) -> Remedy {
-    match holder.owners.first() {
-        Some(owner) => Remedy {
-            text: format!(
-                "Stop {name} if it should not be there (it is in nobody's way elsewhere), or choose another port."
-            ),
-            commands: vec![format!("kill {}", owner.pid)],
-            backlog: None,
-        },
-        None => Remedy::text("Set SO_REUSEADDR before bind(), as servers do, or wait a minute."),
+fn in_use_remedy(bind: &Bind, holder: &Conflict, name: &str) -> Remedy {
+    let Some(owner) = holder.owners.first() else {
+        return Remedy::text("Set SO_REUSEADDR before bind(), as servers do, or wait a minute.");
+    };
+    if bind.caller.as_ref().is_some_and(|caller| caller.pid == owner.pid) {
+        return Remedy::text(
+            "The program is in its own way: it binds the port twice. For both families either [::] alone will do, or \
+             IPV6_V6ONLY on that one.",
+        );
     }
+    if !matches!(holder.state, "LISTEN" | "CLOSE") {
+        return Remedy::text(format!(
+            "A connection of {name} has that port by chance: reserve it (net.ipv4.ip_local_reserved_ports) so that \
+             the kernel gives it to no client, and start the server again when the connection has ended."
+        ));
+    }
+    let text = format!("Stop {name} if it should not be there, or choose another port.");
+    Remedy { text, commands: vec![format!("kill {}", owner.pid)], backlog: None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        diagnose::{clients::Bind, sample::diagnosis},
-        event::Outcome,
-        model::Owner,
-    };
+    use crate::{diagnose::sample::diagnosis, event::Outcome, model::Owner};
 
     fn found(errno: Errno, conflict: Vec<Conflict>) -> Finding {
         let mut diagnosis = diagnosis(Vec::new());

@@ -19,13 +19,17 @@ fn look(diagnosis: &Diagnosis, _: &Filter) -> Vec<Finding> {
     found.filter_map(|((netns, _), (to, what))| one(diagnosis, *netns, to, what)).collect()
 }
 
-/// Whether a listener may be the one that a connect goes to, in whichever namespace.
-fn is_at(case: &Case, to: &End) -> bool {
+/// Whether a listener is the one that a connect goes to: it has that very address, or any of a namespace that has
+/// it.
+fn is_at(case: &Case, netns: u32, to: &End, is_local: bool) -> bool {
     let l = &case.last;
-    let address = l.address.is_none_or(|held| {
-        held.is_unspecified()
-            || to.address.is_none_or(|to| to.to_canonical() == held.to_canonical())
-    });
+    let (Some(held), Some(to_address)) = (l.address, to.address) else { return false };
+    let here = is_local && l.netns == netns;
+    let address = if held.is_unspecified() {
+        here
+    } else {
+        held.to_canonical() == to_address.to_canonical() && (here || !held.is_loopback())
+    };
     l.port.is_some() && l.port == to.port && address
 }
 
@@ -36,7 +40,8 @@ fn lost(case: &Case) -> bool {
 }
 
 fn one(diagnosis: &Diagnosis, netns: u32, to: &End, what: &Unanswered) -> Option<Finding> {
-    let at: Vec<&Case> = diagnosis.cases().filter(|case| is_at(case, to)).collect();
+    let at: Vec<&Case> =
+        diagnosis.cases().filter(|case| is_at(case, netns, to, what.is_local)).collect();
     if at.iter().any(|case| lost(case)) {
         return None;
     }
@@ -112,21 +117,26 @@ mod tests {
     use super::*;
     use crate::diagnose::sample::{diagnosis, with};
 
-    fn rules(syns: u64, drops: u64, port: u16) -> Vec<(&'static str, Confidence)> {
+    fn rules(from: [u8; 4], syns: u64, drops: u64, port: u16) -> Vec<(&'static str, Confidence)> {
         let mut diagnosis = diagnosis(vec![with(16, |l| {
             l.totals.syns = Some(syns);
             l.totals.drops.accept_queue_full_on_syn = Some(drops);
         })]);
-        diagnosis.clients.waits(7, ([10, 0, 0, 1].into(), port), None);
+        let here = [10, 0, 0, 1].into();
+        let netns = diagnosis.cases().next().unwrap().last.netns;
+        diagnosis.clients.waits(netns, from.into(), (here, port), None);
         let found = diagnosis.findings(&Filter::default());
         found.iter().filter(|f| f.rule == RULE.id).map(|f| (f.rule, f.confidence)).collect()
     }
 
     #[test]
     fn a_full_queue_explains_it_and_an_idle_listener_does_not() {
-        assert_eq!(rules(0, 0, 8080), [(RULE.id, Confidence::Likely)]);
-        assert_eq!(rules(9, 0, 8080), [(RULE.id, Confidence::Possible)]);
-        assert_eq!(rules(9, 5, 8080), []);
-        assert_eq!(rules(9, 5, 81), [(RULE.id, Confidence::Possible)]);
+        const SELF: [u8; 4] = [10, 0, 0, 1];
+        assert_eq!(rules(SELF, 0, 0, 8080), [(RULE.id, Confidence::Likely)]);
+        assert_eq!(rules(SELF, 9, 0, 8080), [(RULE.id, Confidence::Possible)]);
+        assert_eq!(rules(SELF, 9, 5, 8080), []);
+        assert_eq!(rules(SELF, 9, 5, 81), [(RULE.id, Confidence::Possible)]);
+        // Elsewhere, whatever listens at that port here.
+        assert_eq!(rules([10, 0, 0, 7], 9, 5, 8080), [(RULE.id, Confidence::Possible)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Look, Rule,
-    accept_burst::{FACTS, burst},
+    accept_burst::{FACTS, burst, meanwhile},
 };
 use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Severity, programs};
 
@@ -19,9 +19,9 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     }
     let default = programs::default_of(&case.last)?;
     let cause = format!(
-        "{} accepts fast enough, but its backlog of {} is too small for bursts; that is the default of {}, \
-         so probably nobody chose it.",
-        case.owner(),
+        "{} Its backlog of {} is too small for such a burst; that is the default of {}, so probably nobody chose \
+         it.",
+        meanwhile(case),
         default.backlog,
         default.whose
     );

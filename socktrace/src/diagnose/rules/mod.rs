@@ -12,6 +12,7 @@ mod bind_failed;
 mod connect_unanswered;
 mod final_ack_dropped;
 mod framework_backlog;
+mod losses_uncounted;
 mod lost_on_close;
 mod port_not_listening;
 mod reuseport_member;
@@ -23,6 +24,7 @@ mod syncookies;
 mod unix_backlog;
 
 pub use acceptor_stalled::STALLED;
+pub(crate) use losses_uncounted::is_uncounted;
 
 use std::time::Duration;
 
@@ -65,6 +67,7 @@ pub static RULES: &[&[Rule]] = &[
     &[connect_unanswered::RULE],
     &[port_not_listening::RULE],
     &[bind_failed::RULE],
+    &[losses_uncounted::RULE],
 ];
 
 pub(super) fn all(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
@@ -79,7 +82,8 @@ pub(super) fn all(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
         }
         for rule in *topic {
             if let Look::Host(look) = rule.look {
-                found.extend(look(diagnosis, filter).into_iter().map(|one| one.facts(rule.facts)));
+                let host = look(diagnosis, filter).into_iter().map(|one| one.facts(rule.facts));
+                found.extend(host);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Look, Rule, count};
 use crate::{
-    diagnose::{Confidence, Diagnosis, Finding, Remedy, Severity},
+    diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity},
     event::End,
     filter::Filter,
     model::Listener,
@@ -54,21 +54,29 @@ fn look(diagnosis: &Diagnosis, filter: &Filter) -> Vec<Finding> {
             .caller
             .as_ref()
             .map_or_else(String::new, |c| format!(" by {}/{}", c.comm, c.pid));
-        let others: Vec<String> = diagnosis
-            .cases()
-            .filter(|case| {
-                case.last.port.is_some() && case.last.port == to.port && case.last.netns == *netns
-            })
-            .map(|case| format!("{} ({})", case.last.endpoint(), case.owner()))
-            .collect();
-        let cause = if others.is_empty() {
-            "Nobody listens there, so the kernel refuses at once (ECONNREFUSED); no queue is involved.".to_owned()
-        } else {
-            format!(
+        let at_port = |case: &&Case| {
+            case.last.port == to.port && case.last.netns == *netns && !case.last.closed
+        };
+        let here = |case: &&Case| {
+            case.last.address.is_some_and(|held| held.is_unspecified() || Some(held) == to.address)
+        };
+        let name = |case: &Case| format!("{} ({})", case.last.endpoint(), case.owner());
+        let now = diagnosis.cases().filter(at_port).find(here).map(name);
+        let others: Vec<String> = diagnosis.cases().filter(at_port).map(name).collect();
+        let cause = match (now, others.is_empty()) {
+            (Some(now), _) => format!(
+                "Nobody listened there at that moment, so the kernel refused at once (ECONNREFUSED); {now} does now."
+            ),
+            (None, true) => {
+                "Nobody listens there, so the kernel refuses at once (ECONNREFUSED); no queue is \
+                             involved."
+                    .to_owned()
+            }
+            (None, false) => format!(
                 "Somebody listens at that port, but at another address: {}. The kernel refuses at once; no queue is \
                  involved.",
                 others.join(", ")
-            )
+            ),
         };
         let summary =
             format!("{} to {place}{who} refused", count(refused.count, "connect", "connects"));

@@ -1,7 +1,10 @@
 //! One member of a SO_REUSEPORT group loses what the others would have taken.
 
 use super::{Look, Rule, acceptor_stalled, count, tenths};
-use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Severity};
+use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
+
+/// A member that does accept is the odd one if it loses one packet for so many connections, or more.
+const LOSES: u64 = 5;
 
 pub(super) const RULE: Rule = Rule {
     id: "reuseport_member",
@@ -24,13 +27,19 @@ fn is_bad(case: &Case) -> bool {
     case.lost_at_accept_queue() > 0 || acceptor_stalled::is_stalled(case)
 }
 
+/// Whether it loses so much that it is more than bad luck with the hash.
+fn is_worse(case: &Case) -> bool {
+    let served = case.last.totals.established.unwrap_or(0);
+    acceptor_stalled::is_stalled(case) || case.lost_at_accept_queue() * LOSES > served
+}
+
 fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     let siblings: Vec<&Case> =
         diagnosis.siblings(case).filter(|other| !other.last.closed).collect();
     let bad = 1 + siblings.iter().filter(|other| is_bad(other)).count();
     let members = 1 + siblings.len();
     // Where half of the group is in trouble, it is no member's.
-    if !is_bad(case) || bad * 2 > members || siblings.is_empty() {
+    if !is_bad(case) || bad * 2 > members || siblings.is_empty() || !is_worse(case) {
         return None;
     }
     let lost = case.lost_at_accept_queue();
@@ -42,23 +51,26 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     let owner = case.owner();
     let summary = if lost > 0 {
         format!(
-            "{} of the {members} members of this SO_REUSEPORT group, {owner}, lost {}{share_text} while the \
-             others lost nothing",
-            if bad == 1 { "one" } else { "a few" },
+            "one of the {members} members of this SO_REUSEPORT group, {owner}, lost {}{share_text} while {} lost \
+             nothing",
             count(lost, "packet of a client", "packets of clients"),
+            if bad == 1 { "the others" } else { "most others" },
         )
     } else {
         format!(
             "one of the {members} members of this SO_REUSEPORT group, {owner}, accepts nothing: {} wait there",
-            count(case.last.accept.depth.unwrap_or(0).into(), "connection", "connections")
+            count(case.idle_depth.into(), "connection", "connections")
         )
     };
-    let cause = format!(
-        "The kernel gives each connection to a member by a hash of its addresses and ports, whether that \
-         member accepts or not. {}",
-        acceptor_stalled::doing(case)
-    );
-    let mut remedy = acceptor_stalled::remedy(case);
+    let hash = "The kernel gives each connection to a member by a hash of its addresses and ports, whether that member \
+                accepts or not.";
+    let (does, mut remedy) = if acceptor_stalled::is_stalled(case) {
+        (acceptor_stalled::doing(case), acceptor_stalled::remedy(case))
+    } else {
+        let does = format!("{owner} accepts more slowly than what comes to it.");
+        (does, Remedy::text("Find what makes it slower than the others."))
+    };
+    let cause = format!("{hash} {does}");
     remedy.text = format!(
         "Only {owner} has to be mended or restarted. {} A supervisor should end members that do not accept.",
         remedy.text
@@ -93,6 +105,15 @@ mod tests {
     }
 
     #[test]
+    fn who_accepts_is_not_said_to_accept_nothing() {
+        let cases = vec![member(1, 0), member(2, 9), member(3, 0)];
+        let found =
+            crate::diagnose::sample::diagnosis(cases).findings(&crate::filter::Filter::default());
+        assert!(found[0].cause.contains("accepts more slowly"), "{found:#?}");
+        assert!(found[0].summary.contains("while the others lost nothing"), "{found:#?}");
+    }
+
+    #[test]
     fn the_odd_one_is_named_and_a_whole_group_is_not() {
         let check = |drops: &[u64], expect: &[&str]| {
             let cases =
@@ -101,6 +122,8 @@ mod tests {
         };
         check(&[0, 0, 0], &[]);
         check(&[0, 9, 0], &["reuseport_member"]);
+        // Bad luck with the hash.
+        check(&[0, 5, 0], &["accept_burst"]);
         check(&[9, 9, 0], &["accept_burst", "accept_burst"]);
         check(&[9], &["accept_burst"]);
     }

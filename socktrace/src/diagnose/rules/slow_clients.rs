@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use super::{
     Look, Rule,
-    syn_queue_full::{FACTS, Handshakes, full},
+    syn_queue_full::{FACTS, Handshakes, SLOW_NS, full},
     time,
 };
 use crate::diagnose::{Case, Diagnosis, Finding};
-
-/// A handshake that takes longer was on a long way, or its SYN-ACK was sent again.
-const SLOW_NS: u64 = 200_000_000;
 
 pub(super) const RULE: Rule = Rule {
     id: "slow_clients",

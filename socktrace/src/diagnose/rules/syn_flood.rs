@@ -1,7 +1,7 @@
 //! Many SYNs, hardly any handshake comes to an end.
 
 use super::{
-    Look, Rule, rate,
+    Look, Rule, count, rate,
     syn_queue_full::{FACTS, Handshakes, limit, sources, without_room},
 };
 use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
@@ -22,18 +22,15 @@ pub(super) const RULE: Rule = Rule {
 
 fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
     let handshakes = Handshakes::of(case);
-    if !handshakes.was_full() || !handshakes.mostly_unfinished() {
+    if !handshakes.is_flooded() {
         return None;
     }
     let syns = case.last.totals.syns.unwrap_or(0);
     let a_second = syns as f64 / case.watched.as_secs_f64().max(f64::MIN_POSITIVE);
     let summary = format!(
-        "a flood of SYNs: {} a second came, and {} connections. The SYN queue was full: {}",
+        "a flood of SYNs: {} a second came, and {}. The SYN queue was full: {}",
         rate(a_second),
-        match handshakes.completed {
-            0 => "no".to_owned(),
-            completed => format!("{completed}"),
-        },
+        count_of(handshakes.completed),
         without_room(handshakes, case)
     );
     let from = senders(case);
@@ -52,6 +49,13 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         .says(summary, cause)
         .advises(remedy(case, diagnosis));
     Some(sources(finding, case))
+}
+
+fn count_of(connections: u64) -> String {
+    match connections {
+        0 => "no connection".to_owned(),
+        some => count(some, "connection in all", "connections in all"),
+    }
 }
 
 /// Where they come from, in a sentence.
@@ -146,5 +150,21 @@ mod tests {
             found[0].remedy.commands,
             ["nsenter -t 7 -n sysctl -w net.ipv4.tcp_syncookies=1"]
         );
+    }
+
+    #[test]
+    fn a_few_real_clients_make_no_flood_a_crowd() {
+        let check = |young, expect: &[&str]| {
+            let case = with(64, |l| {
+                (l.syn.depth, l.syn_young, l.syn.limit) = (Some(48), Some(young), Some(48));
+                l.totals.drops.syn_backlog_reserve = Some(1500);
+                l.totals.established = Some(80);
+            });
+            let found = diagnosis(vec![case]).findings(&crate::filter::Filter::default());
+            assert_eq!(found.iter().map(|one| one.rule).collect::<Vec<_>>(), expect);
+        };
+        check(0, &["syn_flood"]);
+        // They are new: whether they end is not known yet.
+        check(48, &["syn_queue_full"]);
     }
 }

@@ -25,7 +25,15 @@ pub(super) struct Handshakes {
     pub(super) unfinished: u64,
     /// SYNs that came again for a request there was.
     pub(super) repeated: u64,
+    /// Half of the SYN queue's limit is old requests, and handshakes that end are quick.
+    is_stuck: bool,
 }
+
+/// So many handshakes that do not end, and one for so many that do, are more than clients that went away.
+const MANY_UNFINISHED: u64 = 100;
+const UNFINISHED_SHARE: u64 = 5;
+/// A handshake that takes longer was on a long way, or its SYN-ACK was sent again.
+pub(super) const SLOW_NS: u64 = 200_000_000;
 
 impl Handshakes {
     pub(super) fn of(case: &Case) -> Self {
@@ -44,6 +52,8 @@ impl Handshakes {
                 + old
                 + cookies.saturating_sub(or_zero(t.cookies_accepted)),
             repeated: or_zero(t.syns_repeated),
+            is_stuck: old * 2 >= l.syn.limit.unwrap_or(u32::MAX).into()
+                && l.handshake.is_none_or(|times| times.p90_ns < SLOW_NS),
         }
     }
 
@@ -54,6 +64,15 @@ impl Handshakes {
     /// Whether most handshakes that began came to nothing.
     pub(super) fn mostly_unfinished(&self) -> bool {
         self.unfinished > self.completed
+    }
+
+    /// Whether more SYNs came without a client behind them than real clients explain: handshakes that do not end,
+    /// or a SYN queue of old requests in which nothing moves.
+    pub(super) fn is_flooded(&self) -> bool {
+        let many = self.unfinished >= MANY_UNFINISHED
+            && self.unfinished * UNFINISHED_SHARE >= self.completed;
+        let stuck = self.is_stuck && self.dropped + self.cookies > self.completed;
+        self.was_full() && (self.mostly_unfinished() || many || stuck)
     }
 }
 

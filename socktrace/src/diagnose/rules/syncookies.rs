@@ -27,7 +27,7 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         return None;
     }
     // A flood that only cookies answered is another rule's.
-    if back == 0 && handshakes.was_full() && handshakes.mostly_unfinished() {
+    if back == 0 && handshakes.is_flooded() {
         return None;
     }
     let settings = diagnosis.settings(case);
@@ -59,6 +59,10 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
             commands: vec![settings.sysctl("net.ipv4.tcp_syncookies", 1)],
             backlog: None,
         }
+    } else if handshakes.is_flooded() {
+        Remedy::text(
+            "Leave cookies on while the flood lasts: without them these clients would not get in.",
+        )
     } else {
         let mut remedy = enlarge(case, diagnosis);
         remedy.text =

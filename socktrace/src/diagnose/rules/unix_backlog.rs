@@ -1,7 +1,7 @@
 //! A Unix socket whose accept queue was full.
 
-use super::{Look, Rule, acceptor_stalled, backlog, count, time};
-use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Severity};
+use super::{Look, Rule, acceptor_slow, acceptor_stalled, backlog, count, rate, time};
+use crate::diagnose::{Case, Confidence, Diagnosis, Finding, Remedy, Severity};
 
 pub(super) const RULE: Rule = Rule {
     id: "unix_backlog",
@@ -49,6 +49,15 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         let cause =
             format!("{why} Nothing was accepted for {idle}. {}", acceptor_stalled::doing(case));
         (cause, acceptor_stalled::no_backlog(acceptor_stalled::remedy(case)))
+    } else if acceptor_slow::is_sustained(case) {
+        let run = case.longest;
+        let cause = format!(
+            "{why} For {} it was full, while {} connects a second came and {} a second were accepted.",
+            time(run.time),
+            rate(run.arrival_rate()),
+            rate(run.accept_rate())
+        );
+        (cause, Remedy::text(acceptor_slow::ADVICE))
     } else {
         let run = case.largest;
         let enough = backlog::enough(run.need());

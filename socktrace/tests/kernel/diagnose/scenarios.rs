@@ -152,6 +152,47 @@ scenarios! {
         ..USUAL
     };
 
+    one_at_a_time: Scenario {
+        about: "a Python server waits for what its first client says; three more clients wait for it",
+        expect: &["acceptor_stalled"],
+        serve: |stage| {
+            let then = if stage.mended {
+                "serve(s)"
+            } else {
+                "fd, _ = s._accept()\n_socket.socket(fileno=fd).recv(1)"
+            };
+            stage.python(&format!("s = listen(('127.0.0.1', {PORT}), 16)\nready()\n{then}"));
+        },
+        load: |stage| stage.connect(4, SHORT),
+        mend: |stage, _| (stage.mended, stage.restart) = (true, true),
+        check: |findings| {
+            let finding = of(findings, "acceptor_stalled");
+            assert!(text(finding, "/cause").contains("serves one connection at a time"), "{finding:#}");
+        },
+        ..USUAL
+    };
+
+    slow_but_enough_room: Scenario {
+        about: "a Python server with room for all takes 600 ms for each of 6 clients",
+        expect: &["acceptor_slow"],
+        seconds: 4,
+        serve: |stage| {
+            let pause = if stage.mended { "0" } else { "0.6" };
+            stage.python(&format!(
+                "s = listen(('127.0.0.1', {PORT}), 16)\nready()\nserve(s, {pause})"
+            ));
+        },
+        load: |stage| stage.connect(6, SHORT),
+        mend: |stage, _| (stage.mended, stage.restart) = (true, true),
+        check: |findings| {
+            let finding = of(findings, "acceptor_slow");
+            assert_eq!(text(finding, "/severity"), "warning");
+            // The sixth waits for five others.
+            assert!(number(finding, "longest_wait_seen_ms") >= 2000.0, "{finding:#}");
+        },
+        ..USUAL
+    };
+
     maxconn: Scenario {
         about: "haproxy has as many connections as it may have (maxconn 5); 24 more clients come",
         expect: &["acceptor_stalled"],
