@@ -94,6 +94,13 @@ impl Sources {
         (self.addresses.len(), self.is_cut)
     }
 
+    /// The only one there is.
+    #[must_use]
+    pub fn only(&self) -> Option<IpAddr> {
+        let mut all = self.addresses.iter();
+        all.next().copied().filter(|_| all.next().is_none() && !self.is_cut)
+    }
+
     /// The prefixes that sent most, with what each sent at least.
     #[must_use]
     pub fn top(&self, most: usize) -> Vec<(Prefix, u64)> {

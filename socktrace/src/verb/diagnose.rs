@@ -21,7 +21,7 @@ use crate::{
     cli::{DiagnoseArgs, Output},
     diagnose::{Acceptor, Case, Diagnosis, Finding, STALLED, is_uncounted},
     engine::{self, Now},
-    error::Result,
+    error::{Error, Result},
     event::{self, Kind},
     filter::Filter,
     host,
@@ -49,6 +49,11 @@ const USUAL: usize = 80;
 pub fn run(args: &DiagnoseArgs) -> Result<usize> {
     start_log(args.form.verbose, args.form.quiet);
     let filter = args.filter.filter()?;
+    if args.interval > args.duration {
+        return Err(Error::Usage(
+            "--interval is longer than --duration: it would never look".into(),
+        ));
+    }
     need_privileges("diagnose")?;
     let mut findings = 0;
     block_on(async {

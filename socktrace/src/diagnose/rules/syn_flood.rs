@@ -93,12 +93,16 @@ fn remedy(case: &Case, diagnosis: &Diagnosis) -> Remedy {
     match loud {
         Some((prefix, _)) => {
             let six = if prefix.is_ipv6() { "-6 " } else { "" };
+            let (from, whose) = match case.sources.only() {
+                Some(address) => (address.to_canonical().to_string(), "All come"),
+                None => (prefix.to_string(), "Most come"),
+            };
             remedy.text.push_str(&format!(
-                "Most come from {prefix}. Filter them upstream, or give them no way back: without a route their \
-                 SYNs take no room (the kernel still counts them as drops, of another cause). Real clients of that \
-                 prefix are shut out too."
+                "{whose} from {from}. Filter them upstream, or give them no way back: without a route their SYNs \
+                 take no room (the kernel still counts them as drops, of another cause). Real clients there are \
+                 shut out too."
             ));
-            remedy.commands.push(format!("{}ip {six}route add blackhole {prefix}", settings.enter));
+            remedy.commands.push(format!("{}ip {six}route add blackhole {from}", settings.enter));
         }
         None => remedy.text.push_str(
             "They come from everywhere, so filtering by source will not do: cookies are what keeps the service \
@@ -134,6 +138,8 @@ mod tests {
         let found = finding(flooded(|i| (0xc633_6400 + i % 200).into()));
         assert_eq!((found.rule, found.severity), ("syn_flood", Severity::Critical));
         assert_eq!(found.remedy.commands, ["ip route add blackhole 198.51.100.0/24"]);
+        let found = finding(flooded(|_| 0xc633_6407.into()));
+        assert_eq!(found.remedy.commands, ["ip route add blackhole 198.51.100.7"]);
         let found = finding(flooded(|i| (0x0a00_0000 + (i << 8)).into()));
         assert!(found.remedy.commands.is_empty(), "{found:?}");
     }
