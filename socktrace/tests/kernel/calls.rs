@@ -11,7 +11,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     events::{end, settle, trace},
-    lab::{Kind, Listener, Netns, connect, connected},
+    lab::{Kind, Listener, Netns, connect, connected, ss_queue},
+    process::eventually,
     run::{Finished, backends, sees_calls},
 };
 
@@ -221,6 +222,8 @@ fn failed_connects_say_why() {
             // A full queue answers nobody.
             let full = Listener::new("127.0.0.1:0", 0);
             let one = connected(full.address, 1);
+            // The client may be ahead of the server's side.
+            eventually("a full queue", || (ss_queue(full.inode).0 == 1).then_some(()));
             assert_eq!(to(&full.address.to_string()), Some(libc::ETIMEDOUT));
             // A program that does not wait for the answer.
             drop(connect(full.address, 1));
