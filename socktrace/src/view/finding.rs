@@ -210,7 +210,8 @@ impl Page {
             let what =
                 if busy.len() > MOST { "with emptier queues" } else { "without a connection" };
             match (busy.is_empty(), rest) {
-                (true, _) => writeln!(out, "  {rest}, without a connection")?,
+                (true, 1) => writeln!(out, "  1 listener without a connection")?,
+                (true, _) => writeln!(out, "  {rest} listeners without a connection")?,
                 (false, _) => writeln!(out, "  {rest} more, {what}")?,
             }
         }
