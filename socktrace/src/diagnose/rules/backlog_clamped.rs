@@ -23,7 +23,9 @@ fn look(case: &Case, diagnosis: &Diagnosis) -> Option<Finding> {
         // Older than the trace: a program whose default is more, at exactly the most there is.
         None if somaxconn != effective => return None,
         None => {
-            let defaults = programs::of(&case.last)?.defaults;
+            // Of a language, each program may ask for something else.
+            let program = programs::of(&case.last).filter(|program| program.setting.is_some())?;
+            let defaults = program.defaults;
             let usual = defaults.iter().map(|default| default.backlog).max()?;
             (usual.into(), Confidence::Likely)
         }
@@ -70,6 +72,7 @@ mod tests {
         check(None, 128, "/opt/mine", None);
         check(None, 128, "/usr/sbin/nginx", Some(Confidence::Likely));
         check(None, 64, "/usr/sbin/nginx", None);
+        check(None, 128, "/usr/bin/node", None);
         check(Some(-1), 128, "/opt/mine", None);
     }
 }
