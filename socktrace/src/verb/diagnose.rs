@@ -363,7 +363,7 @@ fn text(
     let unknown = listeners.iter().filter(|l| is_uncounted(l)).count();
     if findings.is_empty() {
         let said = if many == 0 {
-            format!("No listener was there to watch in {seconds:.1} s.")
+            format!("No listener that matches was there to watch in {seconds:.1} s.")
         } else if unknown > 0 {
             format!(
                 "Nothing was found about {many} listener{plural} in {seconds:.1} s, but what {unknown} of them lost \
